@@ -1,0 +1,103 @@
+"""Every setting of the server, typed, with its unit, from (last wins) file, environment and flags.
+
+File: TOML, named by `PYSERVE_CONFIG` or the `--config` flag. Environment: `PYSERVE_<SETTING>`, such as
+`PYSERVE_PORT=6000`; lists as JSON. `pyserve config` prints them all with where each came from.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from pyserve.errors import FieldViolation, InvalidArgumentError
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+class Settings(BaseSettings):
+    """All settings with their defaults."""
+
+    model_config = SettingsConfigDict(env_prefix="PYSERVE_", extra="forbid", frozen=True)
+
+    data_dir: Path = Field(default=Path("pyserve-data"), description="Folder of datasets, jobs and models.")
+    host: str = Field(
+        default="127.0.0.1", description="Address to listen on; beyond loopback only with --insecure."
+    )
+    port: int = Field(default=50051, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    insecure: bool = Field(default=False, description="Allow to listen beyond loopback without credentials.")
+    reflection: bool = Field(default=True, description="Offer gRPC server reflection.")
+    dataset_roots: list[Path] = Field(default=[], description="Folders under which Register may find datasets.")
+    weights_roots: list[Path] = Field(
+        default=[], description="Folders of pretrained weights that trainings may name."
+    )
+
+    max_message_bytes: int = Field(default=64 * MIB, ge=MIB, description="Largest gRPC message, both ways, bytes.")
+    max_image_pixels: int = Field(default=64_000_000, ge=1, description="Largest picture decoded, pixels.")
+    max_archive_bytes: int = Field(
+        default=16 * GIB, ge=1, description="Largest upload, packed or unpacked, bytes."
+    )
+    max_archive_entries: int = Field(default=2_000_000, ge=1, description="Most files in an upload.")
+    max_compression_ratio: float = Field(default=200.0, gt=1, description="Most unpacked bytes per packed byte.")
+    max_predict_images: int = Field(default=256, ge=1, description="Most pictures in one Predict call.")
+    upload_ttl_s: float = Field(default=86_400.0, gt=0, description="How long a broken upload can be resumed, s.")
+
+    max_running_jobs: int = Field(default=2, ge=1, description="Jobs that run at once.")
+    max_queued_jobs: int = Field(default=256, ge=1, description="Jobs that may wait.")
+    job_threads: int = Field(default=0, ge=0, description="CPU threads of a job; 0 means all cores.")
+    predict_threads: int = Field(default=0, ge=0, description="CPU threads of prediction; 0 means all cores.")
+    checkpoint_interval_s: float = Field(default=60.0, ge=0, description="Most time between checkpoints, s.")
+    resume_on_start: bool = Field(
+        default=False, description="Queue interrupted jobs again when the server starts."
+    )
+    max_loaded_models: int = Field(default=8, ge=1, description="Models kept in memory, least recently used out.")
+    drain_s: float = Field(default=30.0, ge=0, description="Time for running calls and jobs at shutdown, s.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least level logged."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags before environment before file; no .env file and no secrets folder."""
+        path = os.environ.get("PYSERVE_CONFIG")
+        file = (TomlConfigSettingsSource(settings_cls, Path(path)),) if path else ()
+        return (init_settings, env_settings, *file)
+
+
+def load(**flags: Any) -> Settings:
+    """The settings in force.
+
+    Args:
+        flags: settings given on the command line; None means not given.
+
+    Raises:
+        InvalidArgumentError: naming the setting, what it got and what was expected.
+    """
+    path = os.environ.get("PYSERVE_CONFIG")
+    if path and not Path(path).is_file():
+        raise InvalidArgumentError.field("PYSERVE_CONFIG", path, "the path of a TOML file")
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        violations = tuple(
+            FieldViolation(".".join(str(p) for p in e["loc"]), f"got {e['input']!r}: {e['msg'].lower()}")
+            for e in error.errors()
+        )
+        message = "; ".join(f"{v.field}: {v.description}" for v in violations)
+        raise InvalidArgumentError(message, fields=violations) from None
