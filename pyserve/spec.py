@@ -93,7 +93,7 @@ class FindLearningRateSpec(_Spec):
 
     training: TrainSpec
     start_lr: Finite = Field(default=1e-7, gt=0)
-    end_lr: Finite = Field(default=10.0, gt=0)
+    end_lr: Finite = Field(default=10.0, gt=0, validate_default=True)
     steps: int = Field(default=100, ge=10, le=100_000)
     mode: Mode = "exponential"
     divergence_factor: Finite = Field(default=4.0, gt=1)

@@ -68,6 +68,7 @@ class TopLossesRequest(_message.Message):
     part: _common_pb2.Part.ValueType
     """Default: the validation part."""
     order: Global___LossOrder.ValueType
+    """Which pictures come first; default MOST_INCORRECT."""
     count: _builtins.int
     """How many pictures; default 9, at most 100."""
     def __init__(
@@ -241,8 +242,11 @@ class ConfusedPair(_message.Message):
     PREDICTED_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     label: _builtins.str
+    """The label of the dataset."""
     predicted: _builtins.str
+    """The label of the model."""
     count: _builtins.int
+    """How many pictures."""
     def __init__(
         self,
         *,
@@ -314,7 +318,9 @@ class KernelsResponse(_message.Message):
         """Facts of the build: compiler, flags, versions."""
 
     @_builtins.property
-    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___KernelVariant]: ...
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___KernelVariant]:
+        """Every variant of every operator, those that cannot run here too."""
+
     @_builtins.property
     def fallbacks(self) -> _containers.RepeatedCompositeFieldContainer[Global___KernelFallback]:
         """Calls that our kernels do not cover and ATen answered."""
@@ -385,8 +391,11 @@ class KernelFallback(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
     op: _builtins.str
+    """The operator."""
     reason: _builtins.str
+    """Why our kernels did not cover the call."""
     calls: _builtins.int
+    """Calls since the server started."""
     def __init__(
         self,
         *,

@@ -462,6 +462,7 @@ class Job(_message.Message):
     name: _builtins.str
     """"jobs/{id}"."""
     state: Global___JobState.ValueType
+    """Where it stands."""
     reason: _builtins.str
     """Why it is in this state, in words: the error, or what interrupted it."""
     last_seq: _builtins.int
@@ -473,7 +474,9 @@ class Job(_message.Message):
     @_builtins.property
     def find_learning_rate(self) -> Global___FindLearningRateSpec: ...
     @_builtins.property
-    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for."""
+
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When its first worker began."""
@@ -541,11 +544,13 @@ class Progress(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     TOTAL_EPOCHS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """Training steps done and planned."""
+    """Training steps done."""
     total_steps: _builtins.int
+    """Training steps planned."""
     epoch: _builtins.int
-    """Epochs done and planned."""
+    """Epochs done."""
     total_epochs: _builtins.int
+    """Epochs planned."""
     def __init__(
         self,
         *,
@@ -682,8 +687,9 @@ class Suggestion(_message.Message):
     learning_rate: _builtins.float
     """Its learning rate, median over the repeats; 0 where it found none."""
     lowest: _builtins.float
-    """Lowest and highest over the repeats."""
+    """Lowest over the repeats."""
     highest: _builtins.float
+    """Highest over the repeats."""
     problem: _builtins.str
     """Why it found none, where so."""
     def __init__(
@@ -712,6 +718,7 @@ class CurvePoint(_message.Message):
     SMOOTHED_LOSS_FIELD_NUMBER: _builtins.int
     RUN_FIELD_NUMBER: _builtins.int
     learning_rate: _builtins.float
+    """The learning rate."""
     loss: _builtins.float
     """Loss of the mini-batch, nats."""
     smoothed_loss: _builtins.float
@@ -744,7 +751,9 @@ class Artifact(_message.Message):
     name: _builtins.str
     """File name, such as "curves.png"."""
     media_type: _builtins.str
+    """Media type, such as "image/png"."""
     size_bytes: _builtins.int
+    """Size, bytes."""
     def __init__(
         self,
         *,
@@ -777,8 +786,11 @@ class Event(_message.Message):
     ARTIFACT_FIELD_NUMBER: _builtins.int
     LOG_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
+    """Sequence number."""
     @_builtins.property
-    def time(self) -> _timestamp_pb2.Timestamp: ...
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it happened."""
+
     @_builtins.property
     def state(self) -> Global___StateChange: ...
     @_builtins.property
@@ -826,6 +838,7 @@ class StateChange(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     state: Global___JobState.ValueType
+    """Where it stands."""
     reason: _builtins.str
     """Why, in words."""
     def __init__(
@@ -854,7 +867,9 @@ class StepDone(_message.Message):
     LEARNING_RATES_FIELD_NUMBER: _builtins.int
     IMAGES_PER_S_FIELD_NUMBER: _builtins.int
     step: _builtins.int
+    """Training steps done."""
     total_steps: _builtins.int
+    """Training steps planned."""
     loss: _builtins.float
     """Smoothed training loss, nats."""
     images_per_s: _builtins.float
@@ -912,9 +927,11 @@ class EpochDone(_message.Message):
     epoch: _builtins.int
     """Counted from 1."""
     total_epochs: _builtins.int
+    """Epochs planned."""
     best: _builtins.bool
     """True where it is the best so far."""
     elapsed_s: _builtins.float
+    """Time of the epoch, seconds."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """"train_loss", "loss" and "accuracy" of the validation part."""
@@ -969,7 +986,9 @@ class CheckpointSaved(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     step: _builtins.int
+    """Training steps done."""
     epoch: _builtins.int
+    """Epochs done."""
     def __init__(
         self,
         *,
@@ -990,6 +1009,7 @@ class LogLine(_message.Message):
 
     MESSAGE_FIELD_NUMBER: _builtins.int
     message: _builtins.str
+    """The line."""
     def __init__(
         self,
         *,
@@ -1062,7 +1082,9 @@ class ListJobsResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty on the last page."""
     @_builtins.property
-    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Job]: ...
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Job]:
+        """The page."""
+
     def __init__(
         self,
         *,

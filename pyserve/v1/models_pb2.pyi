@@ -91,7 +91,9 @@ class Model(_message.Message):
         """Validation metrics: "accuracy" (0…1), "loss" (nats)."""
 
     @_builtins.property
-    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was made."""
+
     @_builtins.property
     def provenance(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Where it comes from: dataset and its digest, job, seed, versions of the packages and kernels."""
@@ -170,7 +172,9 @@ class ListModelsResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty on the last page."""
     @_builtins.property
-    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]: ...
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
+        """The page."""
+
     def __init__(
         self,
         *,

@@ -71,7 +71,9 @@ class EncodedImages(_message.Message):
 
     DATA_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def data(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def data(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """One encoded file for each picture."""
+
     def __init__(
         self,
         *,

@@ -1,0 +1,84 @@
+"""Job specs: their sentences, and that they are those of the protos."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from google.protobuf.descriptor import Descriptor
+from pydantic import BaseModel
+
+from pyserve import spec
+from pyserve.errors import InvalidArgumentError
+from pyserve.v1 import jobs_pb2
+
+DATASET = {"dataset": "datasets/pets"}
+
+
+@pytest.mark.parametrize(
+    ("model", "descriptor"),
+    [
+        (spec.TrainSpec, jobs_pb2.TrainSpec.DESCRIPTOR),
+        (spec.FindLearningRateSpec, jobs_pb2.FindLearningRateSpec.DESCRIPTOR),
+    ],
+)
+def test_fields_are_those_of_the_proto(model: type[BaseModel], descriptor: Descriptor) -> None:
+    assert list(model.model_fields) == [f.name for f in descriptor.fields]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"epochs": -1}, "train.epochs: got -1, expected ≥ 1"),
+        ({"epochs": 0}, "train.epochs: got 0, expected ≥ 1"),
+        ({"learning_rate": float("nan")}, "train.learning_rate: got nan, expected a finite number"),
+        ({"learning_rate": float("inf")}, "train.learning_rate: got inf, expected a finite number"),
+        ({"learning_rate": 0.0}, "train.learning_rate: got 0.0, expected > 0"),
+        ({"label_smoothing": 1.0}, "train.label_smoothing: got 1.0, expected < 1"),
+        ({"schedule": "cycle"}, "train.schedule: got 'cycle', expected one of 'one_cycle', 'sgdr'"),
+        ({"dataset": "pets"}, "train.dataset: got 'pets', expected text matching ^datasets/"),
+        ({"dataset": "datasets/../x"}, "train.dataset: got 'datasets/../x', expected text matching"),
+        ({"model_id": "../x"}, "train.model_id: got '../x', expected text matching"),
+        ({"colour": 1}, "train.colour: got 1, expected no such field"),
+        ({"seed": 2**40}, "train.seed: got 1099511627776, expected < 2147483648"),
+        ({"weights": "w" * 1000}, None),
+    ],
+)
+def test_wrong_values_are_named(values: dict[str, Any], sentence: str | None) -> None:
+    if sentence is None:  # a name of any length is a name; whether it exists is the server's question
+        assert spec.parse(spec.TrainSpec, {**DATASET, **values}, "train").weights == values["weights"]
+        return
+    with pytest.raises(InvalidArgumentError) as caught:
+        spec.parse(spec.TrainSpec, {**DATASET, **values}, "train")
+    assert caught.value.message.startswith(sentence)
+    assert [v.field for v in caught.value.fields] == [f"train.{next(iter(values))}"]
+
+
+def test_all_wrong_fields_are_told_at_once() -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        spec.parse(spec.TrainSpec, {"epochs": 0, "batch_size": 0}, "train")
+    assert [v.field for v in caught.value.fields] == ["train.dataset", "train.batch_size", "train.epochs"]
+
+
+def test_range_test_wants_end_above_start() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"got 10\.0, expected a rate above start_lr = 20"):
+        spec.parse(spec.FindLearningRateSpec, {"training": DATASET, "start_lr": 20.0}, "find_learning_rate")
+
+
+def test_nested_fields_carry_their_path() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"^find_learning_rate\.training\.epochs: got 0, expected ≥ 1$"):
+        spec.parse(spec.FindLearningRateSpec, {"training": {**DATASET, "epochs": 0}}, "find_learning_rate")
+
+
+def test_defaults_depend_on_optimizer_and_weights() -> None:
+    adamw = spec.TrainSpec(**DATASET)
+    sgd = spec.TrainSpec(**DATASET, optimizer="sgd", weights="imagenet", learning_rate=0.5, weight_decay=0.0)
+    assert (adamw.effective_learning_rate, adamw.effective_weight_decay) == (1e-3, 0.01)
+    assert (sgd.effective_learning_rate, sgd.effective_weight_decay) == (0.5, 0.0)
+    assert (adamw.effective_freeze_batch_norm, sgd.effective_freeze_batch_norm) == (False, True)
+    assert (adamw.output_model_id, adamw.dataset_id) == ("pets", "pets")
+
+
+def test_specs_survive_json() -> None:
+    original = spec.FindLearningRateSpec(training=spec.TrainSpec(**DATASET, image_size=64), repeats=3)
+    assert spec.FindLearningRateSpec.model_validate_json(original.model_dump_json()) == original
