@@ -1,0 +1,1 @@
+"""The gRPC server: thin services over data, jobs, inference and insight."""

@@ -1,0 +1,87 @@
+"""Exceptions as `google.rpc.Status`: what a client is told of an error, and nothing more."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+
+from pyserve.errors import FieldViolation, InternalError, PyserveError, status_name
+
+DOMAIN = "pyserve"
+# A status travels in HTTP/2 trailers, twice (as text, percent-encoded, and in the details); peers refuse
+# trailers above 8 to 16 KiB and would show that instead of the error.
+MAX_MESSAGE_CHARACTERS = 1000
+MAX_VIOLATIONS = 8
+MAX_VIOLATION_CHARACTERS = 200
+
+
+def reason(error: PyserveError) -> str:
+    """The error's class as `ErrorInfo.reason`: `NotFoundError` → `NOT_FOUND`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__.removesuffix("Error")).upper()
+
+
+def error_status(error: BaseException, request_id: str, private_paths: Sequence[Path] = ()) -> status_pb2.Status:
+    """What the client is told.
+
+    Args:
+        error: any exception; one that is not ours becomes an InternalError that names only the request.
+        request_id: under which the log has the details.
+        private_paths: folders of the server whose paths are struck out of sentences.
+    """
+    if not isinstance(error, PyserveError):
+        error = InternalError(f"internal error; see the server's log for request {request_id}")
+    message = shorten(strike_paths(error.message, private_paths), MAX_MESSAGE_CHARACTERS)
+    code = grpc.StatusCode[status_name(error)].value[0]
+    metadata = {name: shorten(value, 200) for name, value in error.metadata.items()}
+    info = error_details_pb2.ErrorInfo(
+        reason=reason(error), domain=DOMAIN, metadata={**metadata, "request_id": request_id}
+    )
+    details = [_pack(info)]
+    if error.fields:
+        details.append(_pack(_bad_request(error.fields, private_paths)))
+    if error.retry_delay_s is not None:
+        details.append(_pack(_retry_info(error.retry_delay_s)))
+    return status_pb2.Status(code=code, message=message, details=details)
+
+
+def strike_paths(text: str, private_paths: Sequence[Path]) -> str:
+    """The text with the given folders, and the slash after them, left out."""
+    for path in private_paths:
+        for spelling in {str(path.resolve()), str(path)}:
+            if len(spelling) > 1:
+                text = text.replace(f"{spelling}/", "").replace(spelling, "the server's folder")
+    return text
+
+
+def shorten(text: str, limit: int) -> str:
+    """The text, cut to `limit` characters where it is longer."""
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
+
+
+def _bad_request(fields: Sequence[FieldViolation], private_paths: Sequence[Path]) -> error_details_pb2.BadRequest:
+    violations = [
+        error_details_pb2.BadRequest.FieldViolation(
+            field=v.field,
+            description=shorten(strike_paths(v.description, private_paths), MAX_VIOLATION_CHARACTERS),
+        )
+        for v in fields[:MAX_VIOLATIONS]
+    ]
+    return error_details_pb2.BadRequest(field_violations=violations)
+
+
+def _retry_info(delay_s: float) -> error_details_pb2.RetryInfo:
+    delay = Duration()
+    delay.FromNanoseconds(int(delay_s * 1e9))
+    return error_details_pb2.RetryInfo(retry_delay=delay)
+
+
+def _pack(message: object) -> AnyMessage:
+    packed = AnyMessage()
+    packed.Pack(message)  # type: ignore[arg-type]
+    return packed

@@ -1,0 +1,88 @@
+"""Checks of request fields that several services share; each error names the field."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import Literal
+
+from pyserve.errors import InvalidArgumentError
+from pyserve.spec import RESOURCE_ID
+from pyserve.v1 import common_pb2
+
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_SIZE = 1000
+_JOB_ID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+
+
+def request_id(value: str, field: str = "request_id") -> str:
+    """The UUID in its canonical spelling; empty stays empty."""
+    if not value:
+        return ""
+    try:
+        return str(uuid.UUID(value))
+    except ValueError:
+        raise InvalidArgumentError.field(field, value, "a UUID, or nothing") from None
+
+
+def page_size(value: int) -> int:
+    """How many entries a page gets: 0 means 100, more than 1000 means 1000."""
+    if value < 0:
+        raise InvalidArgumentError.field("page_size", value, "≥ 0")
+    return min(value or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+
+
+def resource_id(value: str, field: str) -> str:
+    """The name part of a new resource."""
+    if not re.fullmatch(RESOURCE_ID, value):
+        raise InvalidArgumentError.field(
+            field,
+            value,
+            "1 to 63 lower-case letters, digits, '-' and '_', starting with a letter or a digit",
+        )
+    return value
+
+
+def dataset_name(value: str, field: str = "name") -> str:
+    """A dataset's resource name."""
+    if not re.fullmatch(rf"datasets/{RESOURCE_ID}", value):
+        raise InvalidArgumentError.field(field, value, "datasets/{dataset_id}")
+    return value
+
+
+def model_name(value: str, field: str = "name") -> str:
+    """A model's resource name, with or without a version."""
+    if not re.fullmatch(rf"models/{RESOURCE_ID}(/versions/[1-9][0-9]{{0,8}})?", value):
+        raise InvalidArgumentError.field(field, value, "models/{model_id} or models/{model_id}/versions/{n}")
+    return value
+
+
+def job_id(value: str, field: str = "name") -> str:
+    """The id in a job's resource name."""
+    if not re.fullmatch(rf"jobs/{_JOB_ID}", value):
+        raise InvalidArgumentError.field(field, value, "jobs/{id}")
+    return value.removeprefix("jobs/")
+
+
+def artifact_name(value: str) -> tuple[str, str]:
+    """Job id and file name of "jobs/{id}/artifacts/{artifact}"."""
+    match = re.fullmatch(rf"jobs/({_JOB_ID})/artifacts/([A-Za-z0-9][A-Za-z0-9._-]{{0,127}})", value)
+    if match is None:
+        raise InvalidArgumentError.field("name", value, "jobs/{id}/artifacts/{artifact}")
+    return match.group(1), match.group(3)
+
+
+def part(value: int) -> Literal["train", "valid"]:
+    """Which part of a dataset is meant; the validation part where the request does not say."""
+    if value == common_pb2.PART_TRAIN:
+        return "train"
+    if value in (common_pb2.PART_UNSPECIFIED, common_pb2.PART_VALID):
+        return "valid"
+    raise InvalidArgumentError.field("part", value, "PART_TRAIN or PART_VALID")
+
+
+def in_range(value: int, low: int, high: int, field: str) -> int:
+    """A number within its limits."""
+    if not low <= value <= high:
+        raise InvalidArgumentError.field(field, value, f"{low} to {high}")
+    return value
