@@ -14,11 +14,11 @@ from google.rpc import error_details_pb2, status_pb2
 from pyserve.errors import FieldViolation, InternalError, PyserveError, status_name
 
 DOMAIN = "pyserve"
-# A status travels in HTTP/2 trailers, twice (as text, percent-encoded, and in the details); peers refuse
-# trailers above 8 to 16 KiB and would show that instead of the error.
-MAX_MESSAGE_CHARACTERS = 1000
+# A status travels in HTTP/2 trailers, twice (as text, percent-encoded to at most three times its size, and in
+# the details as base64); peers refuse trailers above 8 KiB and would show that instead of the error.
+MAX_MESSAGE_BYTES = 1000
 MAX_VIOLATIONS = 8
-MAX_VIOLATION_CHARACTERS = 200
+MAX_VALUE_BYTES = 200
 
 
 def reason(error: PyserveError) -> str:
@@ -36,9 +36,9 @@ def error_status(error: BaseException, request_id: str, private_paths: Sequence[
     """
     if not isinstance(error, PyserveError):
         error = InternalError(f"internal error; see the server's log for request {request_id}")
-    message = shorten(strike_paths(error.message, private_paths), MAX_MESSAGE_CHARACTERS)
+    message = shorten(strike_paths(error.message, private_paths), MAX_MESSAGE_BYTES)
     code = grpc.StatusCode[status_name(error)].value[0]
-    metadata = {name: shorten(value, 200) for name, value in error.metadata.items()}
+    metadata = {name: shorten(value, MAX_VALUE_BYTES) for name, value in error.metadata.items()}
     info = error_details_pb2.ErrorInfo(
         reason=reason(error), domain=DOMAIN, metadata={**metadata, "request_id": request_id}
     )
@@ -60,15 +60,18 @@ def strike_paths(text: str, private_paths: Sequence[Path]) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """The text, cut to `limit` characters where it is longer."""
-    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
+    """The text, cut where its UTF-8 form is longer than `limit` bytes."""
+    encoded = text.encode()
+    if len(encoded) <= limit:
+        return text
+    return f"{encoded[:limit].decode(errors='ignore')}… ({len(text)} characters)"
 
 
 def _bad_request(fields: Sequence[FieldViolation], private_paths: Sequence[Path]) -> error_details_pb2.BadRequest:
     violations = [
         error_details_pb2.BadRequest.FieldViolation(
             field=v.field,
-            description=shorten(strike_paths(v.description, private_paths), MAX_VIOLATION_CHARACTERS),
+            description=shorten(strike_paths(v.description, private_paths), MAX_VALUE_BYTES),
         )
         for v in fields[:MAX_VIOLATIONS]
     ]
