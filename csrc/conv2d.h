@@ -1,0 +1,63 @@
+// The convolution problem as every layer sees it: sizes, element type, epilogue. Free of torch and of any ISA.
+//
+// Letters: N images, H×W input with C channels, K filters of R×S over C/groups channels, P×Q output.
+// Tensors are dense and channels-last: x [N][H][W][C], weight [K][R][S][C/groups], y and residual [N][P][Q][K].
+#pragma once
+#include <cmath>
+#include <cstdint>
+
+namespace pyserve {
+
+enum class DType : int32_t { f32, bf16, f64 };
+
+// clamp(value + bias + residual, lo, hi): (-inf, inf) is no activation, (0, inf) ReLU, (0, 6) ReLU6. NaN stays NaN.
+struct Clamp {
+  double lo, hi;
+  bool active() const { return lo > -INFINITY || hi < INFINITY; }
+  // The gradient passes where !(y <= mask_lo || y >= mask_hi); an open side compares with NaN, which is never true.
+  double mask_lo() const { return lo > -INFINITY ? lo : NAN; }
+  double mask_hi() const { return hi < INFINITY ? hi : NAN; }
+};
+
+struct Conv2dProblem {
+  int64_t N, H, W, C, K, R, S, P, Q;
+  int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int64_t groups;
+  DType dtype;
+  Clamp clamp;
+
+  int64_t group_c() const { return C / groups; }
+  int64_t group_k() const { return K / groups; }
+  bool depthwise() const { return groups > 1 && groups == C && K == C; }
+};
+
+// Output positions along one axis; negative or zero where the dilated kernel does not fit. The one place it is written.
+inline int64_t conv2d_output_size(int64_t size, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+  const int64_t room = size + 2 * pad - dilation * (kernel - 1) - 1;
+  return room < 0 ? 0 : room / stride + 1;
+}
+
+// y = clamp(conv(x, weight) + bias + residual). bias [K] and residual may be null.
+struct Conv2dArgs {
+  const void* x;
+  const void* weight;
+  const void* bias;
+  const void* residual;
+  void* y;
+};
+
+// dx = the gradient of x, from `grad` [N][P][Q][K] that the activation's mask has been applied to.
+struct Conv2dDgradArgs {
+  const void* grad;
+  const void* weight;
+  void* dx;
+};
+
+// dw [K][R][S][C/groups] = the gradient of weight, from the masked `grad`.
+struct Conv2dWgradArgs {
+  const void* grad;
+  const void* x;
+  void* dw;
+};
+
+}  // namespace pyserve

@@ -1,0 +1,146 @@
+// One operator, whatever the device: check, early return on empty, convert to channels-last, run. A device supplies
+// `Backend` with
+//   static std::optional<DType> dtype(ScalarType)          what its kernels have, else ATen does it
+//   template <Op op> static void run(const ProblemOf<op>&, const ArgsOf<op>&, const Tensor& on)
+#pragma once
+#include "fallback.h"
+#include "registry.h"
+#include "tensors.h"
+
+namespace pyserve {
+
+using Ints = std::vector<int64_t>;
+
+template <class Backend>
+Tensor launch_conv2d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& residual,
+                     Ints stride, Ints padding, Ints dilation, int64_t groups, double lo, double hi) {
+  const Conv2dInfo info{tensor_info(x),
+                        tensor_info(weight),
+                        tensor_info(bias),
+                        tensor_info(residual),
+                        stride,
+                        padding,
+                        dilation,
+                        groups,
+                        lo,
+                        hi};
+  const Conv2dProblem p = check_conv2d(info);
+  const MemoryFormat format = output_format(x);
+  if (p.N == 0) return empty_like_in(x, {p.N, p.K, p.P, p.Q}, format);
+  if (!Backend::has(x.scalar_type())) return aten::conv2d(x, weight, bias, residual, info);
+
+  const Tensor x_last = channels_last(x), weight_last = channels_last(weight);
+  const OptionalTensor bias_dense = contiguous_bias(bias), residual_last = channels_last(residual);
+  Tensor y = empty_like_in(x, {p.N, p.K, p.P, p.Q}, MemoryFormat::ChannelsLast);
+  Backend::template run<Op::conv2d>(p,
+                                    {x_last.const_data_ptr(), weight_last.const_data_ptr(), data_or_null(bias_dense),
+                                     data_or_null(residual_last), y.mutable_data_ptr()},
+                                    x);
+  return torch::stable::contiguous(y, format);
+}
+
+// What the backward of an empty batch is: zeros for the parameters.
+inline Tensor zeros_for(const Tensor& like, const Ints& sizes, MemoryFormat format) {
+  Tensor t = empty_like_in(like, sizes, format);
+  return torch::stable::zero_(t);
+}
+
+template <class Backend>
+aten::Gradients launch_conv2d_backward(const Tensor& grad, const OptionalTensor& y, const Tensor& x,
+                                       const Tensor& weight, Ints stride, Ints padding, Ints dilation, int64_t groups,
+                                       double lo, double hi, std::vector<bool> wanted) {
+  const Conv2dInfo info{
+      tensor_info(x), tensor_info(weight), std::nullopt, std::nullopt, stride, padding, dilation, groups, lo, hi};
+  const Conv2dProblem p = check_conv2d(info);
+  check_conv2d_backward(info, p, tensor_info(grad), tensor_info(y));
+  const MemoryFormat x_format = output_format(x), weight_format = output_format(weight);
+  const Ints out_sizes = {p.N, p.K, p.P, p.Q}, weight_sizes = {p.K, p.group_c(), p.R, p.S};
+  if (p.N > 0 && !Backend::has(x.scalar_type())) return aten::conv2d_backward(grad, y, x, weight, info, wanted);
+
+  Tensor dx = absent_like(x), dw = absent_like(x), dbias = absent_like(x), dresidual = absent_like(x);
+  if (p.N == 0) {
+    if (wanted[0]) dx = empty_like_in(x, {p.N, p.C, p.H, p.W}, x_format);
+    if (wanted[1]) dw = zeros_for(x, weight_sizes, weight_format);
+    if (wanted[2]) dbias = zeros_for(x, {p.K}, MemoryFormat::Contiguous);
+    if (wanted[3]) dresidual = empty_like_in(x, out_sizes, x_format);
+    return {dx, dw, dbias, dresidual};
+  }
+
+  // The activation's mask, the sum for the bias and the residual's gradient come from one pass over grad and y.
+  Tensor masked = channels_last(grad);
+  if (p.clamp.active() || wanted[2] || wanted[3]) {
+    const OptionalTensor y_last = p.clamp.active() ? channels_last(y) : std::nullopt;
+    const bool write = p.clamp.active() || wanted[3];
+    Tensor written = write ? empty_like_in(x, out_sizes, MemoryFormat::ChannelsLast) : masked;
+    if (wanted[2]) dbias = empty_like_in(x, {p.K}, MemoryFormat::Contiguous);
+    Backend::template run<Op::bias_relu_backward>(
+        {p.N * p.P * p.Q, p.K, 1, p.dtype, p.clamp},
+        {masked.const_data_ptr(), data_or_null(y_last), write ? written.mutable_data_ptr() : nullptr,
+         wanted[2] ? dbias.mutable_data_ptr() : nullptr},
+        x);
+    masked = written;
+  }
+  if (wanted[3]) dresidual = torch::stable::contiguous(masked, x_format);
+  if (wanted[0]) {
+    const Tensor weight_last = channels_last(weight);
+    dx = empty_like_in(x, {p.N, p.C, p.H, p.W}, MemoryFormat::ChannelsLast);
+    Backend::template run<Op::conv2d_dgrad>(
+        p, {masked.const_data_ptr(), weight_last.const_data_ptr(), dx.mutable_data_ptr()}, x);
+    dx = torch::stable::contiguous(dx, x_format);
+  }
+  if (wanted[1]) {
+    const Tensor x_last = channels_last(x);
+    dw = empty_like_in(x, weight_sizes, MemoryFormat::ChannelsLast);
+    Backend::template run<Op::conv2d_wgrad>(
+        p, {masked.const_data_ptr(), x_last.const_data_ptr(), dw.mutable_data_ptr()}, x);
+    dw = torch::stable::contiguous(dw, weight_format);
+  }
+  return {dx, dw, dbias, dresidual};
+}
+
+template <class Backend>
+Tensor launch_bias_relu(const Tensor& x, const OptionalTensor& bias, const OptionalTensor& residual, double lo,
+                        double hi) {
+  check_bias_relu(tensor_info(x), tensor_info(bias), tensor_info(residual), lo, hi);
+  const MemoryFormat format = output_format(x);
+  const auto sizes = x.sizes();
+  Tensor y = empty_like_in(x, {sizes.begin(), sizes.end()}, format);
+  if (x.numel() == 0) return y;
+  if (!Backend::has(x.scalar_type())) return aten::bias_relu(x, bias, residual, {lo, hi});
+
+  const Tensor x_dense = torch::stable::contiguous(x, format);
+  const OptionalTensor bias_dense = contiguous_bias(bias);
+  const OptionalTensor residual_dense =
+      residual ? OptionalTensor(torch::stable::contiguous(*residual, format)) : std::nullopt;
+  Backend::template run<Op::bias_relu>(
+      bias_relu_problem(x, format, lo, hi),
+      {x_dense.const_data_ptr(), data_or_null(bias_dense), data_or_null(residual_dense), y.mutable_data_ptr()}, x);
+  return y;
+}
+
+template <class Backend>
+std::tuple<Tensor, Tensor> launch_bias_relu_backward(const Tensor& grad, const OptionalTensor& y, double lo, double hi,
+                                                     bool bias_wanted) {
+  check_bias_relu_backward(tensor_info(grad), tensor_info(y), lo, hi);
+  const auto sizes = grad.sizes();
+  const MemoryFormat format = output_format(y ? *y : grad);
+  if (grad.numel() > 0 && !Backend::has(grad.scalar_type()))
+    return aten::bias_relu_backward(grad, y, {lo, hi}, bias_wanted);
+  Tensor dx = empty_like_in(grad, {sizes.begin(), sizes.end()}, format);
+  if (grad.numel() == 0)
+    return {dx, bias_wanted ? zeros_for(grad, {sizes[1]}, MemoryFormat::Contiguous) : absent_like(grad)};
+
+  Tensor dbias = bias_wanted ? empty_like_in(grad, {sizes[1]}, MemoryFormat::Contiguous) : absent_like(grad);
+  const Tensor grad_dense = torch::stable::contiguous(grad, format);
+  const BiasReluProblem p = bias_relu_problem(grad, format, lo, hi);
+  const OptionalTensor y_dense =
+      p.clamp.active() ? OptionalTensor(torch::stable::contiguous(*y, format)) : std::nullopt;
+  Backend::template run<Op::bias_relu_backward>(
+      p,
+      {grad_dense.const_data_ptr(), data_or_null(y_dense), dx.mutable_data_ptr(),
+       bias_wanted ? dbias.mutable_data_ptr() : nullptr},
+      grad);
+  return {dx, dbias};
+}
+
+}  // namespace pyserve

@@ -1,0 +1,89 @@
+// pyserve._C: what was built, what was found, what was chosen. Loads no torch.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "checks.h"
+#include "registry.h"
+
+namespace py = pybind11;
+using namespace pyserve;
+
+namespace {
+
+TensorInfo tensor_info(const py::handle& tensor) {
+  const auto [sizes, dtype, device] = tensor.cast<std::tuple<std::vector<int64_t>, std::string, std::string>>();
+  return {sizes, dtype, device};
+}
+
+std::optional<TensorInfo> optional_info(const py::object& tensor) {
+  return tensor.is_none() ? std::nullopt : std::optional<TensorInfo>(tensor_info(tensor));
+}
+
+py::list variants() {
+  py::list rows;
+  const auto& list = variant_list();
+  for (size_t i = 0; i < list.size(); ++i) {
+    py::dict row;
+    row["name"] = list[i].name;
+    row["op"] = list[i].op;
+    row["algorithm"] = list[i].algorithm;
+    row["needs"] = list[i].needs;
+    row["device"] = list[i].is_cuda ? "cuda" : "cpu";
+    row["least_capability"] = list[i].least_capability;
+    row["calls"] = call_count(static_cast<int32_t>(i));
+    rows.append(row);
+  }
+  return rows;
+}
+
+py::dict build_facts() {
+  py::dict facts;
+  facts["compiler"] = __VERSION__;
+  facts["flags"] = PYSERVE_BUILD_FLAGS;
+  facts["torch_built_against"] = PYSERVE_BUILD_TORCH;
+  facts["torch_least"] = "2.10";
+  facts["cuda_architectures"] = PYSERVE_BUILD_CUDA_ARCHS;
+  return facts;
+}
+
+using Sizes = std::vector<int64_t>;
+
+std::vector<int64_t> conv2d_output(const py::object& x, const py::object& weight, const py::object& bias,
+                                   const py::object& residual, const Sizes& stride, const Sizes& padding,
+                                   const Sizes& dilation, int64_t groups, double lo, double hi) {
+  const Conv2dProblem p = check_conv2d({tensor_info(x), tensor_info(weight), optional_info(bias),
+                                        optional_info(residual), stride, padding, dilation, groups, lo, hi});
+  return {p.N, p.K, p.P, p.Q};
+}
+
+void bias_relu_check(const py::object& x, const py::object& bias, const py::object& residual, double lo, double hi) {
+  check_bias_relu(tensor_info(x), optional_info(bias), optional_info(residual), lo, hi);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Build facts, the ISA found and in use, the kernel variants, the counters.";
+  py::register_exception<InvalidArgument>(m, "InvalidArgument", PyExc_ValueError);
+  m.def("build_facts", &build_facts);
+  m.def("variants", &variants, "Every kernel variant with its calls so far, best first within an operator.");
+  m.def("isa_found", [] { return isa_name(isa_found()); });
+  m.def("isa_in_use", [] { return isa_name(isa_in_use()); });
+  m.def(
+      "isa_names",
+      [] {
+        std::vector<std::string> names;
+        for (int i = 0; i <= static_cast<int>(isa_found()); ++i) names.push_back(isa_name(static_cast<Isa>(i)));
+        return names;
+      },
+      "What this machine can run, plainest first.");
+  m.def("set_isa", &set_isa, py::arg("name"), "Caps the ISA of the kernels in this process.");
+  m.def("prefer_variant", &prefer_variant, py::arg("name"),
+        "Takes this variant wherever it covers the problem; an empty name undoes it.");
+  m.def("fallbacks", &fallback_counts);
+  m.def("reset_counters", &reset_counters);
+  m.def("take_new_choices", &take_new_choices, "The choices made for the first time since the last call.");
+  // A tensor is told as (sizes, dtype, device).
+  m.def("check_conv2d", &conv2d_output, "Sizes of conv2d's output; raises InvalidArgument with the sentence.");
+  m.def("check_bias_relu", &bias_relu_check, "Raises InvalidArgument with the sentence.");
+}

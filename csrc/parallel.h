@@ -1,0 +1,21 @@
+// How a torch-free kernel runs on the caller's thread pool.
+#pragma once
+#include <cstdint>
+
+namespace pyserve {
+
+struct Pool {
+  using Body = void (*)(void* context, int64_t begin, int64_t end);
+  // Calls body on ranges that cover [0, n), in several threads; `grain` is the least worth a thread of its own.
+  void (*run)(int64_t n, int64_t grain, Body body, void* context);
+  // Scratch memory, 64-byte aligned, that lives until the operator returns; `owner` is the launcher's.
+  void* (*allocate)(void* owner, int64_t size_bytes);
+  void* owner;
+
+  template <class F>
+  void operator()(int64_t n, int64_t grain, F&& f) const {
+    run(n, grain, [](void* context, int64_t begin, int64_t end) { (*static_cast<F*>(context))(begin, end); }, &f);
+  }
+};
+
+}  // namespace pyserve

@@ -1,0 +1,181 @@
+#include "registry.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <mutex>
+#include <set>
+#include <sstream>
+#include <stdexcept>
+
+namespace pyserve {
+namespace {
+
+constexpr size_t kMostProblemClasses = 4096;  // remembered choices; beyond that nothing new is told
+
+Isa find_isa() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  // These also ask the operating system whether it saves the registers.
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx2 && avx512) return Isa::avx512;
+  if (avx2) return Isa::avx2;
+#endif
+  return Isa::scalar;
+}
+
+Isa isa_of(const std::string& name) {
+  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512})
+    if (name == isa_name(isa)) return isa;
+  throw std::invalid_argument("PYSERVE_CPU_ISA: got '" + name + "', expected scalar, avx2 or avx512");
+}
+
+struct State {
+  std::atomic<Isa> isa{find_isa()};
+  std::atomic<int32_t> preferred{-1};
+  std::atomic<int64_t> calls[static_cast<size_t>(Variant::count)] = {};
+  std::mutex mutex;  // guards what follows
+  std::map<std::string, int64_t> fallbacks;
+  std::set<std::vector<int64_t>> classes;
+  std::vector<std::string> new_choices;
+
+  State() {
+    const char* cap = std::getenv("PYSERVE_CPU_ISA");
+    if (cap != nullptr && *cap != '\0') isa = std::min(find_isa(), isa_of(cap));
+  }
+};
+
+State& state() {
+  static State instance;
+  return instance;
+}
+
+const char* dtype_name(DType dtype) {
+  return dtype == DType::f32 ? "float32" : dtype == DType::bf16 ? "bfloat16" : "float64";
+}
+
+template <class Text>
+void note(std::vector<int64_t> key, Variant variant, Text text) {
+  State& s = state();
+  key.push_back(static_cast<int64_t>(variant));
+  const std::lock_guard<std::mutex> lock(s.mutex);
+  if (s.classes.size() >= kMostProblemClasses || !s.classes.insert(std::move(key)).second) return;
+  s.new_choices.push_back(std::string(variant_list()[static_cast<size_t>(variant)].name) + " for " + text());
+}
+
+}  // namespace
+
+const std::vector<VariantInfo>& variant_list() {
+  static const std::vector<VariantInfo> list = {
+#define ROW(op, algorithm, isa, covers) {#op "_" #algorithm "_" #isa, #op, #algorithm, #isa, false, 0},
+      PYSERVE_CPU_VARIANTS(ROW)
+#undef ROW
+#define ROW(op, algorithm, isa, capability) {#op "_" #algorithm "_" #isa, #op, #algorithm, "cuda", true, capability},
+          PYSERVE_CUDA_VARIANTS(ROW)
+#undef ROW
+  };
+  return list;
+}
+
+const char* isa_name(Isa isa) { return isa == Isa::scalar ? "scalar" : isa == Isa::avx2 ? "avx2" : "avx512"; }
+
+Isa isa_found() {
+  static const Isa found = find_isa();
+  return found;
+}
+
+Isa isa_in_use() { return state().isa; }
+
+void set_isa(const std::string& name) {
+  const Isa isa = isa_of(name);
+  if (isa > isa_found())
+    throw std::invalid_argument("PYSERVE_CPU_ISA: got '" + name + "', this machine has " + isa_name(isa_found()));
+  state().isa = isa;
+}
+
+void prefer_variant(const std::string& name) {
+  int32_t index = -1;
+  const auto& list = variant_list();
+  for (size_t i = 0; i < list.size(); ++i)
+    if (name == list[i].name) index = static_cast<int32_t>(i);
+  if (index < 0 && !name.empty()) throw std::invalid_argument("prefer_variant: no variant is named '" + name + "'");
+  state().preferred = index;
+}
+
+int32_t preferred_variant() { return state().preferred; }
+
+void count_call(Variant variant) {
+  state().calls[static_cast<size_t>(variant)].fetch_add(1, std::memory_order_relaxed);
+}
+
+void count_fallback(const char* op, const std::string& reason) {
+  State& s = state();
+  const std::string key = std::string(op) + ": " + reason;
+  const std::lock_guard<std::mutex> lock(s.mutex);
+  if (s.fallbacks[key]++ == 0) s.new_choices.push_back("ATen for " + key);
+}
+
+int64_t call_count(int32_t variant) { return state().calls[static_cast<size_t>(variant)]; }
+
+std::map<std::string, int64_t> fallback_counts() {
+  const std::lock_guard<std::mutex> lock(state().mutex);
+  return state().fallbacks;
+}
+
+void reset_counters() {
+  State& s = state();
+  for (auto& calls : s.calls) calls = 0;
+  const std::lock_guard<std::mutex> lock(s.mutex);
+  s.fallbacks.clear();
+}
+
+// The batch size is left out of a problem class: the choice may depend on it, the class is what a layer is.
+void note_choice(const Conv2dProblem& p, Variant variant) {
+  note({p.H, p.W, p.C, p.K, p.R, p.S, p.stride_h, p.stride_w, p.pad_h, p.pad_w, p.dilation_h, p.dilation_w, p.groups,
+        static_cast<int64_t>(p.dtype)},
+       variant, [&p] {
+         std::ostringstream text;
+         text << dtype_name(p.dtype) << " C " << p.C << " K " << p.K << " kernel " << p.R << "×" << p.S << " on " << p.H
+              << "×" << p.W << " stride " << p.stride_h << "," << p.stride_w << " padding " << p.pad_h << "," << p.pad_w
+              << " dilation " << p.dilation_h << "," << p.dilation_w << " groups " << p.groups;
+         return text.str();
+       });
+}
+
+void note_choice(const BiasReluProblem& p, Variant variant) {
+  note({p.channels, p.inner, static_cast<int64_t>(p.dtype)}, variant,
+       [&p] { return std::string(dtype_name(p.dtype)) + " with " + std::to_string(p.channels) + " channels"; });
+}
+
+std::vector<std::string> take_new_choices() {
+  const std::lock_guard<std::mutex> lock(state().mutex);
+  std::vector<std::string> taken;
+  taken.swap(state().new_choices);
+  return taken;
+}
+
+template <Op op>
+Choice<op> choose_cpu(const ProblemOf<op>& problem) {
+  const Isa isa = state().isa;
+  Choice<op> choice{Variant::count, nullptr};
+  const int32_t preferred = state().preferred;
+#define ROW(row_op, algorithm, row_isa, covers)                                                                \
+  if constexpr (Op::row_op == op) {                                                                            \
+    constexpr Variant variant = Variant::row_op##_##algorithm##_##row_isa;                                     \
+    const bool first = choice.run == nullptr || static_cast<int32_t>(variant) == preferred;                    \
+    if (first && Isa::row_isa <= isa && covers(problem)) choice = {variant, row_op##_##algorithm##_##row_isa}; \
+  }
+  PYSERVE_CPU_VARIANTS(ROW)
+#undef ROW
+  return choice;
+}
+
+template Choice<Op::conv2d> choose_cpu<Op::conv2d>(const Conv2dProblem&);
+template Choice<Op::conv2d_dgrad> choose_cpu<Op::conv2d_dgrad>(const Conv2dProblem&);
+template Choice<Op::conv2d_wgrad> choose_cpu<Op::conv2d_wgrad>(const Conv2dProblem&);
+template Choice<Op::bias_relu> choose_cpu<Op::bias_relu>(const BiasReluProblem&);
+template Choice<Op::bias_relu_backward> choose_cpu<Op::bias_relu_backward>(const BiasReluProblem&);
+
+}  // namespace pyserve

@@ -1,0 +1,62 @@
+// What was found, what was chosen, how often: the ISA, the variant list, the counters. One copy per process, in
+// libpyserve_core.so, shared by the CPU and CUDA operators and by pyserve._C.
+#pragma once
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "variants.h"
+
+namespace pyserve {
+
+struct VariantInfo {
+  const char* name;
+  const char* op;
+  const char* algorithm;
+  const char* needs;  // ISA, or "cuda"
+  bool is_cuda;
+  int32_t least_capability;  // of CUDA rows, × 10
+};
+
+const std::vector<VariantInfo>& variant_list();
+const char* isa_name(Isa isa);
+
+Isa isa_found();                        // by cpuid
+Isa isa_in_use();                       // capped by PYSERVE_CPU_ISA or set_isa
+void set_isa(const std::string& name);  // throws std::invalid_argument for one this machine does not have
+
+// For tests and benchmarks: `name` is taken wherever it covers the problem, ahead of the usual choice; "" undoes it.
+void prefer_variant(const std::string& name);
+int32_t preferred_variant();  // index into variant_list(), or -1
+
+void count_call(Variant variant);
+void count_fallback(const char* op, const std::string& reason);
+int64_t call_count(int32_t variant);
+std::map<std::string, int64_t> fallback_counts();  // "conv2d: float16 on cpu" → calls
+void reset_counters();
+
+// Remembers the choice for a problem class on first sight. take_new_choices() hands over those not yet told.
+void note_choice(const Conv2dProblem& problem, Variant variant);
+void note_choice(const BiasReluProblem& problem, Variant variant);
+std::vector<std::string> take_new_choices();
+
+// The variant of `op` for this problem on this CPU.
+template <Op op>
+struct Choice {
+  Variant variant;
+  void (*run)(const ProblemOf<op>&, const ArgsOf<op>&, const Pool&);
+};
+template <Op op>
+Choice<op> choose_cpu(const ProblemOf<op>& problem);
+
+// Choose, remember, count, run.
+template <Op op>
+void run_cpu(const ProblemOf<op>& problem, const ArgsOf<op>& args, const Pool& pool) {
+  const Choice<op> choice = choose_cpu<op>(problem);
+  note_choice(problem, choice.variant);
+  count_call(choice.variant);
+  choice.run(problem, args, pool);
+}
+
+}  // namespace pyserve

@@ -1,0 +1,75 @@
+"""What the kernels are, which of them ran, and what went to ATen instead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pyserve.kernels._extension import CUDA_LOADED, C
+
+
+@dataclass(frozen=True)
+class VariantInfo:
+    """One kernel variant."""
+
+    name: str  # operator, algorithm, instruction set: "conv2d_direct_avx512"
+    op: str
+    algorithm: str
+    needs: str  # instruction set: scalar, avx2, avx512, or cuda
+    device: str  # cpu or cuda
+    available: bool  # this machine can run it, and the ISA in use allows it
+    calls: int
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """The state of the kernels in this process."""
+
+    build: dict[str, str]  # compiler, flags, torch_built_against, torch_least, cuda_architectures
+    isa_found: str
+    isa_in_use: str  # isa_found, capped by the environment variable PYSERVE_CPU_ISA
+    cuda_loaded: bool
+    variants: tuple[VariantInfo, ...]  # best first within an operator
+    fallbacks: dict[str, int]  # what our kernels do not cover and ATen did: "conv2d: float16 on cpu" → calls
+
+    @property
+    def calls(self) -> dict[str, int]:
+        """Calls per variant name, without those never called."""
+        return {variant.name: variant.calls for variant in self.variants if variant.calls}
+
+
+def info() -> KernelInfo:
+    """Build facts, ISA, variants with their calls so far, and fallbacks, of this process."""
+    isa_names: list[str] = C.isa_names()
+    usable = isa_names[: isa_names.index(C.isa_in_use()) + 1]
+    return KernelInfo(
+        build=C.build_facts(),
+        isa_found=C.isa_found(),
+        isa_in_use=C.isa_in_use(),
+        cuda_loaded=CUDA_LOADED,
+        variants=tuple(_variant(row, usable) for row in C.variants()),
+        fallbacks=C.fallbacks(),
+    )
+
+
+def _variant(row: dict[str, str | int], usable: list[str]) -> VariantInfo:
+    least = int(row["least_capability"])
+    available = _cuda_capability() >= least if row["device"] == "cuda" else row["needs"] in usable
+    return VariantInfo(
+        name=str(row["name"]),
+        op=str(row["op"]),
+        algorithm=str(row["algorithm"]),
+        needs=str(row["needs"]),
+        device=str(row["device"]),
+        available=available,
+        calls=int(row["calls"]),
+    )
+
+
+def _cuda_capability() -> int:
+    """Compute capability × 10 of the current GPU; 0 without one or without the CUDA operators."""
+    if not (CUDA_LOADED and torch.cuda.is_available()):
+        return 0
+    major, minor = torch.cuda.get_device_capability()
+    return major * 10 + minor

@@ -1,0 +1,387 @@
+"""The operators: Python face, fake (meta) implementation and gradient of each, side by side.
+
+The schemas are in `csrc/ops.cpp`; argument checks and their sentences in `csrc/checks.cpp`, which the operators,
+the fakes (through `_C`) and therefore the wrappers share.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyserve.errors import InvalidArgumentError
+from pyserve.kernels._extension import C, logger
+
+Activation = Literal["none", "relu", "relu6"]
+Size2 = int | tuple[int, int] | list[int]
+
+BOUNDS: dict[str, tuple[float, float]] = {
+    "none": (-math.inf, math.inf),
+    "relu": (0.0, math.inf),
+    "relu6": (0.0, 6.0),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------- conv2d
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size2 = 1,
+    padding: Size2 | str = 0,
+    dilation: Size2 = 1,
+    groups: int = 1,
+    *,
+    residual: Tensor | None = None,
+    activation: Activation = "none",
+) -> Tensor:
+    """`activation(torch.nn.functional.conv2d(x, weight, bias, …) + residual)` in one pass over the output.
+
+    Args:
+        x: [N, C, H, W], or [C, H, W]; any layout, channels-last is the quickest.
+        weight: [K, C/groups, R, S].
+        bias: [K].
+        stride, padding, dilation, groups: as in `torch.nn.functional.conv2d`, padding "same" and "valid" included.
+        residual: added before the activation; the output's sizes.
+        activation: "none", "relu" or "relu6". NaN stays NaN.
+
+    Returns:
+        [N, K, P, Q] (or [K, P, Q]) in the memory format of x.
+
+    Raises:
+        InvalidArgumentError: with the sentence that names the argument, what it is and what was expected.
+    """
+    lo, hi = _bounds("conv2d", activation)
+    stride, dilation = _pair(stride), _pair(dilation)
+    if x.dim() == 3:
+        x4, residual4 = x.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
+        y = conv2d(x4, weight, bias, stride, padding, dilation, groups, residual=residual4, activation=activation)
+        return y.squeeze(0)
+    if isinstance(padding, str):
+        x, padding = _named_padding(x, weight, stride, padding, dilation)
+    return _call(torch.ops.pyserve.conv2d, x, weight, bias, residual, stride, _pair(padding), dilation, groups, lo, hi)
+
+
+def _named_padding(
+    x: Tensor, weight: Tensor, stride: list[int], padding: str, dilation: list[int]
+) -> tuple[Tensor, list[int]]:
+    """The numbers for "valid" and "same"; where "same" needs one more on the far side, x comes back padded."""
+    if padding == "valid":
+        return x, [0, 0]
+    if padding != "same":
+        raise InvalidArgumentError.field("conv2d.padding", padding, 'numbers, "same" or "valid"')
+    if any(step != 1 for step in stride):
+        raise InvalidArgumentError.field("conv2d.stride", tuple(stride), '1 with padding "same"')
+    totals = [d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True)]
+    extra_h, extra_w = (total % 2 for total in totals)
+    if extra_h or extra_w:
+        x = F.pad(x, [0, extra_w, 0, extra_h])
+    return x, [total // 2 for total in totals]
+
+
+@torch.library.register_fake("pyserve::conv2d")
+def _conv2d_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    lo: float,
+    hi: float,
+) -> Tensor:
+    sizes = _conv2d_sizes(x, weight, bias, residual, stride, padding, dilation, groups, lo, hi)
+    return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=output_format(x))
+
+
+def _conv2d_sizes(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    lo: float,
+    hi: float,
+) -> list[int]:
+    """The output's sizes: checked by our rules, or by PyTorch's where a size is symbolic (and by ours at run time)."""
+    tensors = (x, weight, bias, residual)
+    if all(type(size) is int for tensor in tensors if tensor is not None for size in tensor.shape):
+        told = [_told(tensor) for tensor in tensors]
+        sizes: list[int] = _checked(C.check_conv2d, *told, stride, padding, dilation, groups, lo, hi)
+        return sizes
+    y = torch.ops.aten.convolution(x, weight, bias, stride, padding, dilation, False, [0, 0], groups)
+    return list(y.shape)
+
+
+@torch.library.register_fake("pyserve::conv2d_backward")
+def _conv2d_backward_fake(
+    grad: Tensor,
+    y: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    lo: float,
+    hi: float,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def like(tensor: Tensor, sizes: Any, wanted: bool) -> Tensor:
+        if not wanted:
+            return x.new_empty([0])
+        return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=output_format(tensor))
+
+    return (
+        like(x, x.shape, wanted[0]),
+        like(weight, weight.shape, wanted[1]),
+        x.new_empty([weight.shape[0]] if wanted[2] else [0]),
+        like(x, grad.shape, wanted[3]),
+    )
+
+
+def _conv2d_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, residual, *ctx.sizes, ctx.lo, ctx.hi = inputs
+    ctx.save_for_backward(x, weight, output if _active(ctx.lo, ctx.hi) else None)
+    ctx.has = (bias is not None, residual is not None)
+
+
+def _conv2d_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, weight, y = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
+    active = _active(ctx.lo, ctx.hi)
+    wanted = [needs_x, needs_weight, needs_bias and ctx.has[0], needs_residual and ctx.has[1] and active]
+    got = torch.ops.pyserve.conv2d_backward(grad, y, x, weight, *ctx.sizes, ctx.lo, ctx.hi, wanted)
+    gradients = [tensor if asked else None for tensor, asked in zip(got, wanted, strict=True)]
+    if needs_residual and ctx.has[1] and not active:
+        gradients[3] = grad
+    return (*gradients, None, None, None, None, None, None)
+
+
+torch.library.register_autograd("pyserve::conv2d", _conv2d_gradient, setup_context=_conv2d_setup)
+
+
+def _conv2d_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grad, y, x, weight, *ctx.sizes, ctx.lo, ctx.hi, ctx.wanted = inputs
+    ctx.save_for_backward(grad, y, x, weight)
+
+
+def _conv2d_double_gradient(
+    ctx: Any, gg_x: Tensor, gg_weight: Tensor, gg_bias: Tensor, gg_residual: Tensor
+) -> tuple[Any, ...]:
+    """The gradient of the gradients: these are bilinear in the masked grad and in x or weight."""
+    grad, y, x, weight = ctx.saved_tensors
+    wanted, needs = ctx.wanted, ctx.needs_input_grad
+    none = (-math.inf, math.inf)
+    d_grad = d_x = d_weight = None
+    if needs[0]:
+        parts = []
+        if wanted[0]:
+            parts.append(torch.ops.pyserve.conv2d(gg_x, weight, None, None, *ctx.sizes, *none))
+        if wanted[1]:
+            parts.append(torch.ops.pyserve.conv2d(x, gg_weight, None, None, *ctx.sizes, *none))
+        if wanted[2]:
+            parts.append(gg_bias.reshape(1, -1, 1, 1).expand_as(grad))
+        if wanted[3]:
+            parts.append(gg_residual)
+        total = sum(parts[1:], parts[0])
+        d_grad = torch.ops.pyserve.bias_relu_backward(total, y, ctx.lo, ctx.hi, False)[0]
+    backward = torch.ops.pyserve.conv2d_backward
+    if needs[2] and wanted[1]:
+        d_x = backward(grad, y, x, gg_weight, *ctx.sizes, ctx.lo, ctx.hi, [True, False, False, False])[0]
+    if needs[3] and wanted[0]:
+        d_weight = backward(grad, y, gg_x, weight, *ctx.sizes, ctx.lo, ctx.hi, [False, True, False, False])[1]
+    return (d_grad, None, d_x, d_weight, None, None, None, None, None, None, None)
+
+
+torch.library.register_autograd(
+    "pyserve::conv2d_backward", _conv2d_double_gradient, setup_context=_conv2d_backward_setup
+)
+
+
+# ------------------------------------------------------------------------------------------------------- bias_relu
+
+
+def bias_relu(
+    x: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, *, activation: Activation = "relu"
+) -> Tensor:
+    """`activation(x + bias + residual)` in one pass.
+
+    Args:
+        x: [N, C, ...] of two or more dimensions, any layout.
+        bias: [C].
+        residual: the sizes of x.
+        activation: "none", "relu" or "relu6". NaN stays NaN.
+
+    Returns:
+        The sizes and the memory format of x.
+
+    Raises:
+        InvalidArgumentError: with the sentence that names the argument, what it is and what was expected.
+    """
+    lo, hi = _bounds("bias_relu", activation)
+    return _call(torch.ops.pyserve.bias_relu, x, bias, residual, lo, hi)
+
+
+@torch.library.register_fake("pyserve::bias_relu")
+def _bias_relu_fake(x: Tensor, bias: Tensor | None, residual: Tensor | None, lo: float, hi: float) -> Tensor:
+    tensors = (x, bias, residual)
+    if all(type(size) is int for tensor in tensors if tensor is not None for size in tensor.shape):
+        _checked(C.check_bias_relu, *(_told(tensor) for tensor in tensors), lo, hi)
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=output_format(x))
+
+
+@torch.library.register_fake("pyserve::bias_relu_backward")
+def _bias_relu_backward_fake(
+    grad: Tensor, y: Tensor | None, lo: float, hi: float, bias_wanted: bool
+) -> tuple[Tensor, Tensor]:
+    format_of = grad if y is None else y
+    dx = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device, memory_format=output_format(format_of))
+    return dx, grad.new_empty([grad.shape[1]] if bias_wanted else [0])
+
+
+def _bias_relu_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, bias, residual, ctx.lo, ctx.hi = inputs
+    ctx.save_for_backward(output if _active(ctx.lo, ctx.hi) else None)
+    ctx.has = (bias is not None, residual is not None)
+
+
+def _bias_relu_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    (y,) = ctx.saved_tensors
+    needs_x, needs_bias, needs_residual = ctx.needs_input_grad[:3]
+    needs_bias = needs_bias and ctx.has[0]
+    dx, dbias = torch.ops.pyserve.bias_relu_backward(grad, y, ctx.lo, ctx.hi, needs_bias)
+    return (
+        dx if needs_x else None,
+        dbias if needs_bias else None,
+        dx if needs_residual and ctx.has[1] else None,
+        None,
+        None,
+    )
+
+
+torch.library.register_autograd("pyserve::bias_relu", _bias_relu_gradient, setup_context=_bias_relu_setup)
+
+
+def _bias_relu_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _, y, ctx.lo, ctx.hi, ctx.bias_wanted = inputs
+    ctx.save_for_backward(y)
+
+
+def _bias_relu_double_gradient(ctx: Any, gg_x: Tensor, gg_bias: Tensor) -> tuple[Any, ...]:
+    (y,) = ctx.saved_tensors
+    total = gg_x
+    if ctx.bias_wanted:
+        total = total + gg_bias.reshape(1, -1, *[1] * (gg_x.dim() - 2))
+    return torch.ops.pyserve.bias_relu_backward(total, y, ctx.lo, ctx.hi, False)[0], None, None, None, None
+
+
+torch.library.register_autograd(
+    "pyserve::bias_relu_backward", _bias_relu_double_gradient, setup_context=_bias_relu_backward_setup
+)
+
+
+# -------------------------------------------------------------------------------------------------------- autocast
+
+
+
+def _conv2d_autocast(device: str) -> Callable[..., Tensor]:
+    """Like PyTorch's own convolution: under autocast all tensors are cast to the autocast dtype."""
+
+    def conv2d_cast(*args: Any) -> Tensor:
+        dtype = torch.get_autocast_dtype(device)
+        cast = [
+            arg.to(dtype) if isinstance(arg, Tensor) and arg.dtype in (torch.float32, *_HALVES) else arg for arg in args
+        ]
+        with torch.autocast(device, enabled=False):
+            return torch.ops.pyserve.conv2d(*cast)  # type: ignore[no-any-return]
+
+    return conv2d_cast
+
+
+_HALVES = (torch.float16, torch.bfloat16)
+_library = torch.library.Library("pyserve", "IMPL")  # keeps the registrations alive
+_library.impl("conv2d", _conv2d_autocast("cpu"), "AutocastCPU")
+_library.impl("conv2d", _conv2d_autocast("cuda"), "AutocastCUDA")
+
+
+# --------------------------------------------------------------------------------------------------------- helpers
+
+
+def output_format(x: Tensor) -> torch.memory_format:
+    """The memory format that an output takes from x: channels-last where x's strides are ordered so.
+
+    PyTorch's own rule, views and slices included; the same as `is_channels_last` in `csrc/tensors.h`.
+    """
+    if x.dim() != 4 or x.stride(1) == 0:
+        return torch.contiguous_format
+    least: Any = 0
+    for d in (1, 3, 2, 0):
+        size, stride = x.shape[d], x.stride(d)
+        if size == 0 or stride < least or (d == 0 and least == x.stride(1)):
+            return torch.contiguous_format
+        least = stride * size if size > 1 else stride
+    return torch.channels_last
+
+
+def _active(lo: float, hi: float) -> bool:
+    return lo > -math.inf or hi < math.inf
+
+
+def _pair(value: Size2) -> list[int]:
+    """(height, width) of what may be one number for both."""
+    if isinstance(value, int):
+        return [value, value]
+    return list(value) * 2 if len(value) == 1 else list(value)
+
+
+def _bounds(op: str, activation: str) -> tuple[float, float]:
+    if activation not in BOUNDS:
+        raise InvalidArgumentError.field(f"{op}.activation", activation, "one of " + ", ".join(BOUNDS))
+    return BOUNDS[activation]
+
+
+def _told(tensor: Tensor | None) -> tuple[list[int], str, str] | None:
+    """A tensor as `_C` wants to be told of it."""
+    if tensor is None:
+        return None
+    return list(tensor.shape), str(tensor.dtype).removeprefix("torch."), str(tensor.device)
+
+
+_T = TypeVar("_T")
+
+
+def _checked(check: Any, *args: Any) -> Any:
+    try:
+        return check(*args)
+    except C.InvalidArgument as error:
+        raise InvalidArgumentError(str(error)) from None
+
+
+def _call(op: Any, *args: Any) -> Tensor:
+    """Call an operator; tell what it refuses as InvalidArgumentError, and new choices to the log."""
+    if torch.compiler.is_compiling():
+        return op(*args)  # type: ignore[no-any-return]
+    try:
+        y: Tensor = op(*args)
+    except RuntimeError as error:
+        if str(error).startswith(("conv2d: ", "bias_relu: ")):
+            raise InvalidArgumentError(str(error)) from None
+        raise
+    if logger.isEnabledFor(logging.DEBUG):
+        for choice in C.take_new_choices():
+            logger.debug("%s", choice)
+    return y
