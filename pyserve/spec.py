@@ -111,6 +111,34 @@ class FindLearningRateSpec(_Spec):
 
 JobSpec = TrainSpec | FindLearningRateSpec
 
+
+def comparable(train: TrainSpec, finder: FindLearningRateSpec, digests: tuple[str, str]) -> list[str]:
+    """In what a training differs from the range test whose learning rate it takes: a phrase each; none is well.
+
+    Optimiser and starting weights count beside what `lr_from_policy` lists: they shift the rate as much.
+
+    Args:
+        train: the training.
+        finder: the range test.
+        digests: of the data that each reads (their manifests'), the training's first.
+    """
+    sought = finder.training
+    facts: dict[str, tuple[object, object]] = {
+        "data version": (digests[0][:12], digests[1][:12]),
+        "image size": (train.image_size or "default", sought.image_size or "default"),
+        "pictures per step": (
+            train.batch_size * train.gradient_accumulation,
+            sought.batch_size * sought.gradient_accumulation,
+        ),
+        "augmentation": (train.augment, sought.augment),
+        "architecture": (train.architecture, sought.architecture),
+        "weights": (train.weights or "none", sought.weights or "none"),
+        "frozen body": (train.freeze_body, sought.freeze_body),
+        "frozen BatchNorm": (train.effective_freeze_batch_norm, sought.effective_freeze_batch_norm),
+        "optimizer": (train.optimizer, sought.optimizer),
+    }
+    return [f"{what}: {ours} here, {theirs} there" for what, (ours, theirs) in facts.items() if ours != theirs]
+
 _LIMIT_SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 

@@ -82,3 +82,30 @@ def test_defaults_depend_on_optimizer_and_weights() -> None:
 def test_specs_survive_json() -> None:
     original = spec.FindLearningRateSpec(training=spec.TrainSpec(**DATASET, image_size=64), repeats=3)
     assert spec.FindLearningRateSpec.model_validate_json(original.model_dump_json()) == original
+
+
+def test_comparable_names_every_difference_that_moves_the_learning_rate() -> None:
+    sought = spec.TrainSpec(dataset="datasets/pets", image_size=64)
+    finder = spec.FindLearningRateSpec(training=sought)
+    assert spec.comparable(sought.model_copy(update={"epochs": 9, "learning_rate": 0.1}), finder, ("a", "a")) == []
+    other = {
+        "image_size": 96,
+        "batch_size": 8,
+        "augment": "none",
+        "architecture": "resnet34",
+        "weights": "imagenet",
+        "freeze_body": True,
+        "optimizer": "sgd",
+    }
+    told = spec.comparable(sought.model_copy(update=other), finder, ("a" * 64, "b" * 64))
+    assert told == [
+        "data version: aaaaaaaaaaaa here, bbbbbbbbbbbb there",
+        "image size: 96 here, 64 there",
+        "pictures per step: 8 here, 64 there",
+        "augmentation: none here, standard there",
+        "architecture: resnet34 here, resnet18 there",
+        "weights: imagenet here, none there",
+        "frozen body: True here, False there",
+        "frozen BatchNorm: True here, False there",
+        "optimizer: sgd here, adamw there",
+    ]

@@ -58,9 +58,7 @@ def make_optimizer(
     if not groups:
         raise InvalidArgumentError("optimizer: no parameter learns: the whole model is frozen")
     if name == "sgd":
-        return torch.optim.SGD(
-            groups, lr=0.0, momentum=momentum, nesterov=nesterov and momentum > 0, fused=True
-        )
+        return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov and momentum > 0, fused=True)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=(momentum, _ADAMW_BETA2), fused=True)
     raise InvalidArgumentError.field("optimizer", name, f"one of {', '.join(OPTIMIZERS)}")

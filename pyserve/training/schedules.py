@@ -1,8 +1,8 @@
 """Learning-rate schedules: pure functions of the step.
 
 A schedule gives, for step 0 ≤ t < total_steps, the factor on the highest learning rate and, where it moves it,
-the momentum (beta1 of AdamW). To add one: a function decorated with `@register(name)`; tests, spec and command line
-enumerate `SCHEDULES`.
+the momentum (beta1 of AdamW). To add one: a function decorated with `@register(name)`; tests, spec and command
+line enumerate `SCHEDULES`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def _cosine(start: float, end: float, position: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * position)) / 2
 
 
-def one_cycle_with(
+@register("one_cycle")
+def one_cycle(
     step: int,
     span: Span,
     *,
@@ -91,12 +92,6 @@ def one_cycle_with(
         return Point(_cosine(1 / div, 1.0, rise), _cosine(momenta[0], momenta[1], rise))
     fall = (position - pct_start) / (1 - pct_start)
     return Point(_cosine(1.0, 1 / final_div, fall), _cosine(momenta[1], momenta[0], fall))
-
-
-@register("one_cycle")
-def one_cycle(step: int, span: Span) -> Point:
-    """One-cycle with the defaults of `one_cycle_with`: up in a quarter, cosine, momentum .95 → .85 → .95."""
-    return one_cycle_with(step, span)
 
 
 def cycle_at(step: int, span: Span) -> tuple[int, int, int]:

@@ -1,0 +1,65 @@
+"""A model with its layer groups: what learns, at which rate, and which BatchNorm statistics stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+_BATCH_NORM = nn.modules.batchnorm._BatchNorm
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model and the names of its parameters, grouped early to late; `head` names those of the new head.
+
+    Names rather than parameters, so that a fused or copied model has the same groups.
+    """
+
+    model: nn.Module
+    layer_groups: tuple[tuple[str, ...], ...]
+    head: frozenset[str]
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, layer_groups: Sequence[Iterable[nn.Parameter]], head: Iterable[nn.Parameter]
+    ) -> Network:
+        """From the model's own parameter objects."""
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        groups = tuple(tuple(names[id(p)] for p in group) for group in layer_groups)
+        return cls(model, groups, frozenset(names[id(p)] for p in head))
+
+    def freeze_body(self, frozen: bool) -> None:
+        """Let only the head learn, or (False) everything."""
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(not frozen or name in self.head)
+
+    def train_mode(self, *, freeze_batch_norm: bool) -> None:
+        """Training mode; with `freeze_batch_norm` the body's BatchNorms use and keep their statistics."""
+        self.model.train()
+        if freeze_batch_norm:
+            for module in self.body_batch_norms():
+                module.eval()
+
+    def body_batch_norms(self) -> list[nn.Module]:
+        """The BatchNorm modules outside the head."""
+        head_modules = {name.rpartition(".")[0] for name in self.head}
+        return [
+            module
+            for name, module in self.model.named_modules()
+            if isinstance(module, _BATCH_NORM) and name not in head_modules
+        ]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """A copy of parameters and buffers on the CPU, plain (contiguous) layout."""
+        return {
+            name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, value in self.model.state_dict().items()
+        }
+
+    def is_finite(self) -> bool:
+        """Whether every parameter and buffer is finite; waits for the device once."""
+        checks = [v.isfinite().all() for v in self.model.state_dict().values() if v.is_floating_point()]
+        return not checks or bool(torch.stack(checks).all())
