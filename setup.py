@@ -26,7 +26,8 @@ TORCH = Path(importlib.util.find_spec("torch").origin).parent
 TORCH_VERSION = (TORCH / "version.py").read_text().split("__version__ = '")[1].split("'")[0]
 ARCHS = os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0+PTX;9.0a"
 CUDA_SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-FLAGS = "-std=c++17 -O3 -fPIC -Wall -Wextra -Wno-unused-parameter"
+# GCC 12 takes the undefined operands inside its own intrinsics for uninitialised variables.
+FLAGS = "-std=c++17 -O3 -fPIC -Wall -Wextra -Wno-unused-parameter -Wno-maybe-uninitialized"
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mprefer-vector-width=512"
 ISA_FLAGS = {"_avx2": "-mavx2 -mfma", "_avx512": AVX512}  # by the end of a kernel file's name
 TORCH_FLAGS = f"-DTORCH_TARGET_VERSION=0x020A000000000000 -isystem {TORCH}/include"

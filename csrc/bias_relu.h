@@ -11,7 +11,7 @@ struct BiasReluProblem {
   int64_t outer, channels, inner;
   DType dtype;
   Clamp clamp;
-  int64_t numel() const { return outer * channels * inner; }
+  PYSERVE_INLINE int64_t numel() const { return outer * channels * inner; }
 };
 
 struct BiasReluArgs {

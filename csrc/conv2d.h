@@ -6,6 +6,10 @@
 #include <cmath>
 #include <cstdint>
 
+// Inline functions of headers that kernel files include are always inlined: a copy compiled for one ISA must never be
+// the one that the linker keeps for all.
+#define PYSERVE_INLINE inline __attribute__((always_inline))
+
 namespace pyserve {
 
 enum class DType : int32_t { f32, bf16, f64 };
@@ -13,10 +17,10 @@ enum class DType : int32_t { f32, bf16, f64 };
 // clamp(value + bias + residual, lo, hi): (-inf, inf) is no activation, (0, inf) ReLU, (0, 6) ReLU6. NaN stays NaN.
 struct Clamp {
   double lo, hi;
-  bool active() const { return lo > -INFINITY || hi < INFINITY; }
+  PYSERVE_INLINE bool active() const { return lo > -INFINITY || hi < INFINITY; }
   // The gradient passes where !(y <= mask_lo || y >= mask_hi); an open side compares with NaN, which is never true.
-  double mask_lo() const { return lo > -INFINITY ? lo : NAN; }
-  double mask_hi() const { return hi < INFINITY ? hi : NAN; }
+  PYSERVE_INLINE double mask_lo() const { return lo > -INFINITY ? lo : NAN; }
+  PYSERVE_INLINE double mask_hi() const { return hi < INFINITY ? hi : NAN; }
 };
 
 struct Conv2dProblem {
@@ -26,13 +30,13 @@ struct Conv2dProblem {
   DType dtype;
   Clamp clamp;
 
-  int64_t group_c() const { return C / groups; }
-  int64_t group_k() const { return K / groups; }
-  bool depthwise() const { return groups > 1 && groups == C && K == C; }
+  PYSERVE_INLINE int64_t group_c() const { return C / groups; }
+  PYSERVE_INLINE int64_t group_k() const { return K / groups; }
+  PYSERVE_INLINE bool depthwise() const { return groups > 1 && groups == C && K == C; }
 };
 
 // Output positions along one axis; negative or zero where the dilated kernel does not fit. The one place it is written.
-inline int64_t conv2d_output_size(int64_t size, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+PYSERVE_INLINE int64_t conv2d_output_size(int64_t size, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
   const int64_t room = size + 2 * pad - dilation * (kernel - 1) - 1;
   return room < 0 ? 0 : room / stride + 1;
 }

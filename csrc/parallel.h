@@ -13,7 +13,7 @@ struct Pool {
   void* owner;
 
   template <class F>
-  void operator()(int64_t n, int64_t grain, F&& f) const {
+  __attribute__((always_inline)) void operator()(int64_t n, int64_t grain, F&& f) const {
     run(n, grain, [](void* context, int64_t begin, int64_t end) { (*static_cast<F*>(context))(begin, end); }, &f);
   }
 };

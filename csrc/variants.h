@@ -13,25 +13,48 @@ namespace pyserve {
 enum class Isa : int32_t { scalar, avx2, avx512 };
 enum class Op : int32_t { conv2d, conv2d_dgrad, conv2d_wgrad, bias_relu, bias_relu_backward };
 
-// What the vector kernels take; each is a pure function of the problem.
-inline bool covers_any(const Conv2dProblem&) { return true; }
-inline bool covers_any(const BiasReluProblem&) { return true; }
-
-// Rows for processors without these extensions are left out by the build.
-#if defined(__x86_64__)
-#define PYSERVE_X86(...) __VA_ARGS__
-#else
-#define PYSERVE_X86(...)
-#endif
+// What a kernel takes; each is a pure function of the problem. The vector kernels know no float64 and at most 64 taps
+// along an axis (the depthwise ones in all).
+PYSERVE_INLINE bool covers_any(const Conv2dProblem&) { return true; }
+PYSERVE_INLINE bool covers_any(const BiasReluProblem&) { return true; }
+PYSERVE_INLINE bool covers_floats(const BiasReluProblem& p) { return p.dtype != DType::f64; }
+PYSERVE_INLINE bool covers_floats(const Conv2dProblem& p) { return p.dtype != DType::f64 && p.R <= 64 && p.S <= 64; }
+PYSERVE_INLINE bool covers_depthwise(const Conv2dProblem& p) {
+  return covers_floats(p) && p.depthwise() && p.R * p.S <= 64;
+}
 
 // ROW(operator, algorithm, ISA, covers): the kernel is `<operator>_<algorithm>_<ISA>` and lives in
-// cpu/<operator's family>_<algorithm>_<ISA>.cpp.
-#define PYSERVE_CPU_VARIANTS(ROW)               \
+// cpu/<conv2d or bias_relu>_<algorithm>_<ISA>.cpp.
+#define PYSERVE_PLAIN_VARIANTS(ROW)             \
   ROW(conv2d, direct, scalar, covers_any)       \
   ROW(conv2d_dgrad, direct, scalar, covers_any) \
   ROW(conv2d_wgrad, direct, scalar, covers_any) \
   ROW(bias_relu, pointwise, scalar, covers_any) \
   ROW(bias_relu_backward, pointwise, scalar, covers_any)
+
+#define PYSERVE_X86_VARIANTS(ROW)                           \
+  ROW(conv2d, depthwise, avx512, covers_depthwise)          \
+  ROW(conv2d, direct, avx512, covers_floats)                \
+  ROW(conv2d_dgrad, depthwise, avx512, covers_depthwise)    \
+  ROW(conv2d_dgrad, direct, avx512, covers_floats)          \
+  ROW(conv2d_wgrad, depthwise, avx512, covers_depthwise)    \
+  ROW(conv2d_wgrad, direct, avx512, covers_floats)          \
+  ROW(bias_relu, pointwise, avx512, covers_floats)          \
+  ROW(bias_relu_backward, pointwise, avx512, covers_floats) \
+  ROW(conv2d, depthwise, avx2, covers_depthwise)            \
+  ROW(conv2d, direct, avx2, covers_floats)                  \
+  ROW(conv2d_dgrad, depthwise, avx2, covers_depthwise)      \
+  ROW(conv2d_dgrad, direct, avx2, covers_floats)            \
+  ROW(conv2d_wgrad, depthwise, avx2, covers_depthwise)      \
+  ROW(conv2d_wgrad, direct, avx2, covers_floats)            \
+  ROW(bias_relu, pointwise, avx2, covers_floats)            \
+  ROW(bias_relu_backward, pointwise, avx2, covers_floats)
+
+#if defined(__x86_64__)
+#define PYSERVE_CPU_VARIANTS(ROW) PYSERVE_X86_VARIANTS(ROW) PYSERVE_PLAIN_VARIANTS(ROW)
+#else
+#define PYSERVE_CPU_VARIANTS(ROW) PYSERVE_PLAIN_VARIANTS(ROW)
+#endif
 
 // ROW(operator, algorithm, architecture, least compute capability × 10). The kernels are in cuda/, dispatched there.
 #define PYSERVE_CUDA_VARIANTS(ROW)  \

@@ -1,0 +1,154 @@
+// Depthwise convolution (one filter per channel) and its gradients, vectorised over channels, read through a table of
+// pixel pointers (gather.h). float32 sums; float32 and bfloat16 tensors. Needs Vec; local to each including file.
+#pragma once
+#include "../variants.h"
+#include "conv2d_direct.h"
+#include "conv2d_wgrad.h"
+#include "convert.h"
+#include "gather.h"
+
+namespace pyserve {
+namespace {
+
+constexpr int kPositions = 8;  // output positions that share a load of the weights
+
+// weight [C][R][S] → floats [tap][C], in the order of the axes' taps.
+template <class T>
+const float* pack_depthwise(const Conv2dProblem& p, const Product& m, const T* weight, const Pool& pool) {
+  float* packed = allocate_floats(pool, most(1, m.taps()) * p.C);
+  for (int64_t tap = 0; tap < m.taps(); ++tap) {
+    const int64_t r = m.rows.source[tap / m.columns_axis.count], s = m.columns_axis.source[tap % m.columns_axis.count];
+    for (int64_t c = 0; c < p.C; ++c) packed[tap * p.C + c] = to_float(weight[(c * p.R + r) * p.S + s]);
+  }
+  return packed;
+}
+
+// kPositions positions from b on, channels [c, c + n).
+template <bool kPartial, class T>
+void depthwise_tile(const Table<T>& table, int64_t taps, const Block& block, int64_t b, const float* packed, int64_t C,
+                    int64_t c, const float* bias, const T* residual, T* out, Clamp clamp) {
+  const int64_t n = C - c;
+  const auto load = [n](const auto* from) { return kPartial ? Vec::load(from, n) : Vec::load(from); };
+  Vec sum[kPositions];
+#pragma GCC unroll 8
+  for (int m = 0; m < kPositions; ++m) sum[m] = bias ? load(bias + c) : Vec::zero();
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    const Vec weight = load(packed + tap * C + c);
+#pragma GCC unroll 8
+    for (int m = 0; m < kPositions; ++m) sum[m] = sum[m].fma(load(table.pixel[tap][b + m] + c), weight);
+  }
+  const Vec lo = Vec::set(static_cast<float>(clamp.lo)), hi = Vec::set(static_cast<float>(clamp.hi));
+#pragma GCC unroll 8
+  for (int m = 0; m < kPositions; ++m) {
+    if (b + m >= block.count) continue;
+    const int64_t at = block.out[b + m] * C + c;
+    if (residual) sum[m] = sum[m] + load(residual + at);
+    if (kPartial)
+      sum[m].clamp(lo, hi).store(out + at, n);
+    else
+      sum[m].clamp(lo, hi).store(out + at);
+  }
+}
+
+template <class T>
+void run_depthwise(const Conv2dProblem& p, const Product& m, const T* input, const T* weight, const float* bias,
+                   const T* residual, T* out, Clamp clamp, const Pool& pool) {
+  const float* packed = pack_depthwise(p, m, weight, pool);
+  const T* zeros = zero_row<T>(pool, p.C);
+  pool(ceil_div(m.grid.positions(), kBlock), 1, [&](int64_t begin, int64_t end) {
+    Table<T> table;
+    for (int64_t i = begin; i < end; ++i) {
+      const Block block(m.grid, i * kBlock);
+      table.first = -1;
+      table.fill(m.grid, m.rows, m.columns_axis, block, input, zeros, 0, m.taps());
+      for (int64_t b = 0; b < block.count; b += kPositions) {
+        int64_t c = 0;
+        for (; c + Vec::kWidth <= p.C; c += Vec::kWidth)
+          depthwise_tile<false>(table, m.taps(), block, b, packed, p.C, c, bias, residual, out, clamp);
+        if (c < p.C) depthwise_tile<true>(table, m.taps(), block, b, packed, p.C, c, bias, residual, out, clamp);
+      }
+    }
+  });
+}
+
+template <class T>
+void depthwise_forward(const Conv2dProblem& p, const Conv2dArgs& args, const Pool& pool) {
+  const Product m = forward_product(p);
+  const T* bias = static_cast<const T*>(args.bias);
+  run_depthwise(p, m, static_cast<const T*>(args.x), static_cast<const T*>(args.weight),
+                bias ? as_floats(bias, p.C, pool) : nullptr, static_cast<const T*>(args.residual),
+                static_cast<T*>(args.y), p.clamp, pool);
+}
+
+template <class T>
+void depthwise_dgrad(const Conv2dProblem& p, const Conv2dDgradArgs& args, const Pool& pool) {
+  for (int64_t h = 0; h < least(p.stride_h, p.H); ++h)
+    for (int64_t w = 0; w < least(p.stride_w, p.W); ++w)
+      run_depthwise<T>(p, backward_product(p, h, w), static_cast<const T*>(args.grad),
+                       static_cast<const T*>(args.weight), nullptr, nullptr, static_cast<T*>(args.dx),
+                       {-INFINITY, INFINITY}, pool);
+}
+
+// sums[tap][c] += Σ_position grad · x for kTaps taps from `tap` on, channels [c, c + n).
+template <int kTaps, bool kPartial, class T>
+void add_depthwise(const Table<T>& table, const Block& block, int64_t tap, const T* grad, int64_t C, int64_t c,
+                   float* sums) {
+  const int64_t n = C - c;
+  const auto load = [n](const auto* from) { return kPartial ? Vec::load(from, n) : Vec::load(from); };
+  Vec sum[kTaps];
+#pragma GCC unroll 4
+  for (int t = 0; t < kTaps; ++t) sum[t] = load(sums + (tap + t) * C + c);
+  for (int64_t b = 0; b < block.count; ++b) {
+    const Vec g = load(grad + block.out[b] * C + c);
+#pragma GCC unroll 4
+    for (int t = 0; t < kTaps; ++t) sum[t] = sum[t].fma(g, load(table.pixel[tap + t][b] + c));
+  }
+#pragma GCC unroll 4
+  for (int t = 0; t < kTaps; ++t) {
+    if (kPartial)
+      sum[t].store(sums + (tap + t) * C + c, n);
+    else
+      sum[t].store(sums + (tap + t) * C + c);
+  }
+}
+
+template <bool kPartial, class T>
+void add_depthwise_taps(const Table<T>& table, const Block& block, int64_t taps, const T* grad, int64_t C, int64_t c,
+                        float* sums) {
+  int64_t tap = 0;
+  for (; tap + 4 <= taps; tap += 4) add_depthwise<4, kPartial>(table, block, tap, grad, C, c, sums);
+  for (; tap < taps; ++tap) add_depthwise<1, kPartial>(table, block, tap, grad, C, c, sums);
+}
+
+template <class T>
+void depthwise_wgrad(const Conv2dProblem& p, const Conv2dWgradArgs& args, const Pool& pool) {
+  const Product m = forward_product(p);
+  const T *x = static_cast<const T*>(args.x), *grad = static_cast<const T*>(args.grad);
+  const T* zeros = zero_row<T>(pool, p.C);
+  const int64_t blocks = ceil_div(m.grid.positions(), kBlock), parts = least(blocks, kWantedTasks);
+  const int64_t taps = m.taps(), count = taps * p.C;
+  float *sums = allocate_floats(pool, parts * count), *total = allocate_floats(pool, count);
+  pool(parts, 1, [&](int64_t begin, int64_t end) {
+    Table<T> table;
+    for (int64_t part = begin; part < end; ++part) {
+      float* own = sums + part * count;
+      fill_zero(own, count);
+      for (int64_t i = blocks * part / parts; i < blocks * (part + 1) / parts; ++i) {
+        const Block block(m.grid, i * kBlock);
+        table.first = -1;
+        table.fill(m.grid, m.rows, m.columns_axis, block, x, zeros, 0, taps);
+        int64_t c = 0;
+        for (; c + Vec::kWidth <= p.C; c += Vec::kWidth)
+          add_depthwise_taps<false>(table, block, taps, grad, p.C, c, own);
+        if (c < p.C) add_depthwise_taps<true>(table, block, taps, grad, p.C, c, own);
+      }
+    }
+  });
+  add_parts(sums, parts, count, total, pool);
+  T* dw = static_cast<T*>(args.dw);
+  for (int64_t c = 0; c < p.C; ++c)
+    for (int64_t tap = 0; tap < taps; ++tap) store_one(total[tap * p.C + c], dw + c * taps + tap);
+}
+
+}  // namespace
+}  // namespace pyserve

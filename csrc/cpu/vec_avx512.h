@@ -1,0 +1,61 @@
+// Sixteen floats in an AVX-512 register. Include only from *_avx512.cpp: everything is local to the including file, so
+// that the linker can never hand AVX-512 code to other files.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace pyserve {
+namespace {
+
+using Bf16 = uint16_t;  // the bits of a bfloat16: the upper half of a float's
+
+struct Vec {
+  static constexpr int kWidth = 16;
+  static constexpr int kMostVectors = 4;  // per row of a register tile
+  // Rows of a register tile with `vectors` vectors each: 16 to 24 of the 32 registers hold sums.
+  static constexpr int rows(int vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 12 : 16; }
+
+  __m512 v;
+
+  static Vec zero() { return {_mm512_setzero_ps()}; }
+  static Vec set(float f) { return {_mm512_set1_ps(f)}; }
+
+  static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Vec load(const Bf16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  // The first n < kWidth elements, zeros behind them.
+  static Vec load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+  static Vec load(const Bf16* p, int64_t n) { return widen(_mm256_maskz_loadu_epi16(first(n), p)); }
+
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+  void store(Bf16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow()); }
+  void store(float* p, int64_t n) const { _mm512_mask_storeu_ps(p, first(n), v); }
+  void store(Bf16* p, int64_t n) const { _mm256_mask_storeu_epi16(p, first(n), narrow()); }
+
+  friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+  Vec fma(Vec a, Vec b) const { return {_mm512_fmadd_ps(a.v, b.v, v)}; }  // this + a·b
+  // NaN stays NaN: max and min return their second operand if either is NaN.
+  Vec clamp(Vec lo, Vec hi) const { return {_mm512_min_ps(hi.v, _mm512_max_ps(lo.v, v))}; }
+  // This where !(y <= lo || y >= hi), else 0.
+  Vec unless_blocked(Vec y, Vec lo, Vec hi) const {
+    const __mmask16 blocked = _mm512_cmp_ps_mask(y.v, lo.v, _CMP_LE_OQ) | _mm512_cmp_ps_mask(y.v, hi.v, _CMP_GE_OQ);
+    return {_mm512_maskz_mov_ps(static_cast<__mmask16>(~blocked), v)};
+  }
+  float sum() const { return _mm512_reduce_add_ps(v); }
+
+ private:
+  static __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+  static Vec widen(__m256i half) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))}; }
+  // Round to nearest, ties to even; NaN stays NaN.
+  __m256i narrow() const {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    const __m512i chosen = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), quiet);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16));
+  }
+};
+
+}  // namespace
+}  // namespace pyserve
