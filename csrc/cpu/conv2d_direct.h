@@ -27,20 +27,30 @@ struct Product {
   int64_t panels() const { return ceil_div(columns, kPanel); }
 };
 
+// One tap of a panel whose columns are contiguous in the weights.
 template <class T>
-void pack_tap(const Product& m, const T* from, int64_t count, int64_t width, float* to) {
-  constexpr int64_t kStep = 32;  // rows of `to` at a time, so that they stay in the L1 cache
-  for (int64_t l0 = 0; l0 < m.depth; l0 += kStep) {
-    const int64_t l1 = least(m.depth, l0 + kStep);
-    if (m.by_column == 1) {
-      for (int64_t l = l0; l < l1; ++l) widen_row(from + l * m.by_depth, to + l * width, count);
-    } else {
-      for (int64_t j = 0; j < count; ++j)
-        for (int64_t l = l0; l < l1; ++l) to[l * width + j] = to_float(from[j * m.by_column + l * m.by_depth]);
-    }
-    for (int64_t l = l0; l < l1; ++l)
-      for (int64_t j = count; j < width; ++j) to[l * width + j] = 0;
+void pack_rows(const Product& m, const T* from, int64_t count, int64_t width, float* to) {
+  for (int64_t l = 0; l < m.depth; ++l, to += width) {
+    widen_row(from + l * m.by_depth, to, count);
+    fill_zero(to + count, width - count);
   }
+}
+
+// One tap of a panel whose depth is contiguous in the weights: transposed in squares.
+template <class T>
+void pack_transposed(const Product& m, const T* from, int64_t count, int64_t width, float* to) {
+  constexpr int64_t kSide = Vec::kWidth;
+  for (int64_t l = 0; l < m.depth; l += kSide)
+    for (int64_t j = 0; j < width; j += kSide) {
+      const int64_t depth = least(kSide, m.depth - l);
+      Vec square[kSide];
+      for (int64_t i = 0; i < kSide; ++i) {
+        const T* row = from + (j + i) * m.by_column + l;
+        square[i] = j + i >= count ? Vec::zero() : depth < kSide ? Vec::load(row, depth) : Vec::load(row);
+      }
+      Vec::transpose(square);
+      for (int64_t i = 0; i < depth; ++i) square[i].store(to + (l + i) * width + j);
+    }
 }
 
 template <class T>
@@ -55,7 +65,8 @@ const float* pack(const Product& m, const T* weight, const Pool& pool) {
                     s = m.columns_axis.source[tap % m.columns_axis.count];
       const T* from = weight + group * m.by_group + r * m.by_tap_h + s * m.by_tap_w + j0 * m.by_column;
       float* to = packed + (group * m.padded() + j0) * taps * m.depth + tap * m.depth * width;
-      pack_tap(m, from, least(width, m.columns - j0), width, to);
+      const int64_t count = least(width, m.columns - j0);
+      m.by_column == 1 ? pack_rows(m, from, count, width, to) : pack_transposed(m, from, count, width, to);
     }
   });
   return packed;

@@ -33,14 +33,16 @@ struct Grid {
 // One block of output positions: where each reads from and where it is written.
 struct Block {
   int64_t count;
-  int64_t image[kBlock], row[kBlock], column[kBlock];  // image: first element; row, column: scaled by the step
-  int64_t out[kBlock];                                 // index of the output pixel
+  int64_t row[kBlock], column[kBlock];  // scaled by the step
+  int64_t base[kBlock];                 // the input element at (row, column)
+  int64_t out[kBlock];                  // index of the output pixel
 
   Block(const Grid& g, int64_t first) : count(least(kBlock, g.positions() - first)) {
     int64_t j = first % g.columns, i = first / g.columns % g.rows, n = first / g.columns / g.rows;
-    for (int64_t b = 0; b < count; ++b) {
-      image[b] = n * g.in_h * g.in_w * g.in_pixel;
-      row[b] = i * g.step_h, column[b] = j * g.step_w;
+    for (int64_t b = 0; b < kBlock; ++b) {
+      // Behind the last position the rows lie outside of every image: those read zeros.
+      row[b] = b < count ? i * g.step_h : INT64_MIN / 2, column[b] = j * g.step_w;
+      base[b] = b < count ? ((n * g.in_h + row[b]) * g.in_w + column[b]) * g.in_pixel : 0;
       out[b] = (n * g.out_h + g.first_h + i * g.by_h) * g.out_w + g.first_w + j * g.by_w;
       if (++j == g.columns) j = 0, ++i;
       if (i == g.rows) i = 0, ++n;
@@ -58,15 +60,16 @@ struct Table {
             int64_t first_tap, int64_t last_tap) {
     if (first == first_tap && last == last_tap) return;
     first = first_tap, last = last_tap;
+    const uint64_t in_h = static_cast<uint64_t>(g.in_h), in_w = static_cast<uint64_t>(g.in_w);
     for (int64_t tap = first; tap < last; ++tap) {
       const int64_t dh = rows.offset[tap / columns.count], dw = columns.offset[tap % columns.count];
+      const int64_t shift = (dh * g.in_w + dw) * g.in_pixel, outside = zeros - input;
       const T** to = pixel[tap - first];
-      for (int64_t b = 0; b < block.count; ++b) {
-        const int64_t h = block.row[b] + dh, w = block.column[b] + dw;
-        const bool inside = h >= 0 && h < g.in_h && w >= 0 && w < g.in_w;
-        to[b] = inside ? input + block.image[b] + (h * g.in_w + w) * g.in_pixel : zeros;
+      for (int64_t b = 0; b < kBlock; ++b) {  // branch-free: this loop is vectorised
+        const bool inside = (static_cast<uint64_t>(block.row[b] + dh) < in_h) &
+                            (static_cast<uint64_t>(block.column[b] + dw) < in_w);
+        to[b] = input + (inside ? block.base[b] + shift : outside);
       }
-      for (int64_t b = block.count; b < kBlock; ++b) to[b] = zeros;
     }
   }
 };

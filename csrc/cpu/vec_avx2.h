@@ -55,6 +55,24 @@ struct Vec {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
   }
 
+  // A square of kWidth rows becomes its transpose: pairs, then fours, then the 128-bit halves change places.
+  static void transpose(Vec (&row)[kWidth]) {
+    __m256 fours[kWidth];
+#pragma GCC unroll 2
+    for (int i = 0; i < kWidth; i += 4) {
+      const __m256 a = _mm256_unpacklo_ps(row[i].v, row[i + 1].v), b = _mm256_unpackhi_ps(row[i].v, row[i + 1].v);
+      const __m256 c = _mm256_unpacklo_ps(row[i + 2].v, row[i + 3].v);
+      const __m256 d = _mm256_unpackhi_ps(row[i + 2].v, row[i + 3].v);
+      fours[i] = _mm256_shuffle_ps(a, c, 0x44), fours[i + 1] = _mm256_shuffle_ps(a, c, 0xee);
+      fours[i + 2] = _mm256_shuffle_ps(b, d, 0x44), fours[i + 3] = _mm256_shuffle_ps(b, d, 0xee);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      row[i].v = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
+      row[i + 4].v = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
+    }
+  }
+
  private:
   static __m256i first(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));

@@ -43,6 +43,28 @@ struct Vec {
   }
   float sum() const { return _mm512_reduce_add_ps(v); }
 
+  // A square of kWidth rows becomes its transpose: pairs, then fours, then the 128-bit quarters change places.
+  static void transpose(Vec (&row)[kWidth]) {
+    __m512 fours[kWidth];
+#pragma GCC unroll 4
+    for (int i = 0; i < kWidth; i += 4) {
+      const __m512 a = _mm512_unpacklo_ps(row[i].v, row[i + 1].v), b = _mm512_unpackhi_ps(row[i].v, row[i + 1].v);
+      const __m512 c = _mm512_unpacklo_ps(row[i + 2].v, row[i + 3].v);
+      const __m512 d = _mm512_unpackhi_ps(row[i + 2].v, row[i + 3].v);
+      fours[i] = _mm512_shuffle_ps(a, c, 0x44), fours[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
+      fours[i + 2] = _mm512_shuffle_ps(b, d, 0x44), fours[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const __m512 a = _mm512_shuffle_f32x4(fours[i], fours[i + 4], 0x88);
+      const __m512 b = _mm512_shuffle_f32x4(fours[i], fours[i + 4], 0xdd);
+      const __m512 c = _mm512_shuffle_f32x4(fours[i + 8], fours[i + 12], 0x88);
+      const __m512 d = _mm512_shuffle_f32x4(fours[i + 8], fours[i + 12], 0xdd);
+      row[i].v = _mm512_shuffle_f32x4(a, c, 0x88), row[i + 4].v = _mm512_shuffle_f32x4(b, d, 0x88);
+      row[i + 8].v = _mm512_shuffle_f32x4(a, c, 0xdd), row[i + 12].v = _mm512_shuffle_f32x4(b, d, 0xdd);
+    }
+  }
+
  private:
   static __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
   static Vec widen(__m256i half) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))}; }
