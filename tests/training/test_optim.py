@@ -77,11 +77,12 @@ def reference_step(
     value: torch.Tensor,
     grad: torch.Tensor,
     state: dict[str, torch.Tensor],
+    group: dict[str, float],
+    *,
     t: int,
-    lr: float,
-    decay: float,
 ) -> torch.Tensor:
     """The papers' formulas in float64: Nesterov momentum as Sutskever's, AdamW (arXiv 1711.05101)."""
+    lr, decay = group["lr"], group["weight_decay"]
     if name == "sgd":
         grad = grad + decay * value
         state["m"] = 0.9 * state["m"] + grad if t > 1 else grad
@@ -104,9 +105,7 @@ def test_steps_follow_the_formulas_on_channels_last_weights(name: str) -> None:
         optimizer.step()
         for n, p in model.named_parameters():
             group = rate_of[id(p)]
-            before[n] = reference_step(
-                name, before[n], p.grad.double(), states[n], t, group["lr"], group["weight_decay"]
-            )
+            before[n] = reference_step(name, before[n], p.grad.double(), states[n], group, t=t)
             torch.testing.assert_close(p.detach().double(), before[n], rtol=1e-5, atol=1e-6)
 
 
