@@ -1,0 +1,387 @@
+"""Every call of the client, written once over a transport."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import grpc
+
+from pyserve.client.backoff import Backoff
+from pyserve.client.pictures import Pictures, predict_requests
+from pyserve.client.requests import dataset_options, enum_number, spec_message
+from pyserve.client.transport import Transport
+from pyserve.client.upload import Progress, send
+from pyserve.errors import CancelledError, DataLossError, UnavailableError
+from pyserve.v1 import (
+    common_pb2,
+    datasets_pb2,
+    insight_pb2,
+    jobs_pb2,
+    models_pb2,
+    predict_pb2,
+)
+
+# Calls that do real work before they answer (scan a folder, evaluate a model) may take this long by default.
+WORK_TIMEOUT_S = 3600.0
+PAGE_SIZE = 1000
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+LossOrder = Literal["most_incorrect", "most_correct", "most_uncertain", "highest_loss"]
+Part = Literal["train", "valid"]
+BadImages = Literal["leave_out", "refuse"]
+
+
+class Calls:
+    """The methods of `Client` and `AsyncClient`. A `timeout_s` is the limit of a whole call, retries included.
+
+    Args:
+        transport: carries the calls.
+        timeout_s: limit of calls that answer at once.
+        retry_s: how long calls are tried again while the server is unavailable.
+        reconnect_s: how long a watch or an upload that broke off tries to go on.
+    """
+
+    def __init__(self, transport: Transport, *, timeout_s: float, retry_s: float, reconnect_s: float) -> None:
+        self._transport = transport
+        self._stubs = transport.stubs
+        self._timeout_s = timeout_s
+        self._retry_s = retry_s
+        self._reconnect_s = reconnect_s
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._transport.close()
+
+    # Datasets
+
+    async def upload_dataset(
+        self,
+        path: str | Path,
+        dataset_id: str,
+        *,
+        valid_fraction: float | None = None,
+        seed: int | None = None,
+        bad_images: BadImages = "leave_out",
+        request_id: str = "",
+        progress: Progress | None = None,
+        timeout_s: float | None = None,
+    ) -> datasets_pb2.Dataset:
+        """Send a folder of pictures, one sub-folder per class, or a zip or tar of one, and make a dataset of it.
+
+        A folder is zipped into a temporary file first, hidden files left out. An upload that breaks off goes on
+        where it stopped; with the same `request_id` even from another process.
+
+        Args:
+            path: the folder or archive.
+            dataset_id: name part of the new dataset, as in "datasets/{dataset_id}".
+            valid_fraction: part of each class kept for validation where the folder has no train/ and valid/.
+            seed: of that split.
+            bad_images: "leave_out" pictures that cannot be decoded, or "refuse" the dataset.
+            request_id: a UUID; made where absent.
+            progress: called with (bytes sent, bytes in all), in a thread of gRPC's.
+        """
+        options = dataset_options(valid_fraction, seed, bad_images)
+        header = datasets_pb2.UploadHeader(
+            dataset_id=dataset_id, request_id=request_id or str(uuid.uuid4()), options=options
+        )
+        deadline = _deadline(timeout_s)
+        backoff = Backoff(self._transport, self._retry_s, deadline)
+        return await send(
+            self._transport,
+            Path(path),
+            header,
+            backoff=backoff,
+            reconnect_s=self._reconnect_s,
+            resume=bool(request_id),
+            progress=progress,
+            timeout_s=lambda: _left(deadline),
+        )
+
+    async def register_dataset(
+        self,
+        path: str,
+        dataset_id: str,
+        *,
+        valid_fraction: float | None = None,
+        seed: int | None = None,
+        bad_images: BadImages = "leave_out",
+        request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> datasets_pb2.Dataset:
+        """Make a dataset of a folder that the server can read, under one of its `dataset_roots`."""
+        request = datasets_pb2.RegisterRequest(
+            request_id=request_id or str(uuid.uuid4()),
+            dataset_id=dataset_id,
+            path=path,
+            options=dataset_options(valid_fraction, seed, bad_images),
+        )
+        return await self._call(self._stubs.datasets.Register, request, timeout_s or WORK_TIMEOUT_S)
+
+    async def get_dataset(self, name: str, *, timeout_s: float | None = None) -> datasets_pb2.Dataset:
+        """One dataset, "datasets/{id}"."""
+        return await self._call(self._stubs.datasets.Get, datasets_pb2.GetDatasetRequest(name=name), timeout_s)
+
+    async def list_datasets(self, *, timeout_s: float | None = None) -> list[datasets_pb2.Dataset]:
+        """All datasets, newest first."""
+        request = datasets_pb2.ListDatasetsRequest(page_size=PAGE_SIZE)
+        pages = self._pages(self._stubs.datasets.List, request, timeout_s)
+        return [dataset async for page in pages for dataset in page.datasets]
+
+    async def delete_dataset(self, name: str, *, timeout_s: float | None = None) -> None:
+        """Remove a dataset that no unfinished job uses. Not tried again: a second try would not find it."""
+        request = datasets_pb2.DeleteDatasetRequest(name=name)
+        await self._call(self._stubs.datasets.Delete, request, timeout_s, repeatable=False)
+
+    # Jobs
+
+    async def train(
+        self, /, *, dataset: str, request_id: str = "", timeout_s: float | None = None, **fields: Any
+    ) -> jobs_pb2.Job:
+        """Queue a training and return its job at once.
+
+        Args:
+            dataset: "datasets/{id}".
+            request_id: a UUID; made where absent. The same one returns the first job.
+            fields: of `pyserve.v1.TrainSpec`, which explains each; those that are None take the server's default.
+        """
+        spec = spec_message(jobs_pb2.TrainSpec, {"dataset": dataset, **fields}, "train")
+        request = jobs_pb2.TrainRequest(request_id=request_id or str(uuid.uuid4()), train=spec)
+        return await self._call(self._stubs.jobs.Train, request, timeout_s)
+
+    async def find_learning_rate(
+        self, /, *, dataset: str, request_id: str = "", timeout_s: float | None = None, **fields: Any
+    ) -> jobs_pb2.Job:
+        """Queue a learning-rate range test and return its job at once.
+
+        Args:
+            dataset: "datasets/{id}".
+            request_id: a UUID; made where absent. The same one returns the first job.
+            fields: of `pyserve.v1.FindLearningRateSpec` (`start_lr`, `steps`, …) and of `TrainSpec`
+                (`architecture`, `batch_size`, …), which explain each.
+        """
+        own = set(jobs_pb2.FindLearningRateSpec.DESCRIPTOR.fields_by_name) - {"training"}
+        training = {name: value for name, value in fields.items() if name not in own}
+        prefix = "find_learning_rate"
+        spec = spec_message(jobs_pb2.FindLearningRateSpec, {n: v for n, v in fields.items() if n in own}, prefix)
+        values = {"dataset": dataset, **training}
+        spec.training.CopyFrom(spec_message(jobs_pb2.TrainSpec, values, f"{prefix}.training"))
+        request = jobs_pb2.FindLearningRateRequest(
+            request_id=request_id or str(uuid.uuid4()), find_learning_rate=spec
+        )
+        return await self._call(self._stubs.jobs.FindLearningRate, request, timeout_s)
+
+    async def get_job(self, name: str, *, timeout_s: float | None = None) -> jobs_pb2.Job:
+        """One job, "jobs/{id}"."""
+        return await self._call(self._stubs.jobs.Get, jobs_pb2.GetJobRequest(name=name), timeout_s)
+
+    async def list_jobs(
+        self, states: Sequence[jobs_pb2.JobState.ValueType] = (), *, timeout_s: float | None = None
+    ) -> list[jobs_pb2.Job]:
+        """All jobs, or those in one of the states, newest first."""
+        request = jobs_pb2.ListJobsRequest(page_size=PAGE_SIZE, states=states)
+        pages = self._pages(self._stubs.jobs.List, request, timeout_s)
+        return [job async for page in pages for job in page.jobs]
+
+    async def watch(
+        self,
+        name: str,
+        from_seq: int = 0,
+        *,
+        cancel_on_disconnect: bool = False,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[jobs_pb2.Event, None]:
+        """The job's events from a sequence number on, until it has ended or is INTERRUPTED.
+
+        Reconnects by itself from the last number seen: each event comes once, in order, none is lost.
+
+        Args:
+            name: "jobs/{id}".
+            from_seq: the first number wanted; 0 means from the beginning.
+            cancel_on_disconnect: cancel the job when this stream ends before the job does; no reconnecting then.
+        """
+        deadline = _deadline(timeout_s)
+        backoff = Backoff(self._transport, self._retry_s, deadline)
+        following = max(from_seq, 1)
+        while True:
+            request = jobs_pb2.WatchRequest(
+                name=name, from_seq=following, cancel_on_disconnect=cancel_on_disconnect
+            )
+            try:
+                stream = self._transport.stream(self._stubs.jobs.Watch, request, _left(deadline))
+                async with aclosing(stream) as events:
+                    async for event in events:
+                        if event.seq < following:
+                            continue
+                        if event.seq > following:
+                            raise DataLossError(f"{name}: event {event.seq} came where {following} was expected")
+                        following = event.seq + 1
+                        backoff.restart(self._reconnect_s)
+                        yield event
+                return
+            except (UnavailableError, CancelledError) as error:  # a server that stops cancels its streams
+                if cancel_on_disconnect:
+                    raise
+                await backoff.pause(error)
+
+    async def wait(
+        self,
+        name: str,
+        *,
+        on_event: Callable[[jobs_pb2.Event], None] | None = None,
+        timeout_s: float | None = None,
+    ) -> jobs_pb2.Job:
+        """The job when it has ended, or is INTERRUPTED; look at its `state`.
+
+        Args:
+            name: "jobs/{id}".
+            on_event: called with each event on the way.
+
+        Raises:
+            DeadlineExceededError: after `timeout_s`; the job goes on.
+        """
+        async with aclosing(self.watch(name, timeout_s=timeout_s)) as events:
+            async for event in events:
+                if on_event is not None:
+                    on_event(event)
+        return await self.get_job(name)
+
+    async def cancel_job(self, name: str, *, timeout_s: float | None = None) -> jobs_pb2.Job:
+        """Ask a job to stop; it does within one training step. Not tried again: it may have stopped by then."""
+        request = jobs_pb2.CancelJobRequest(name=name)
+        return await self._call(self._stubs.jobs.Cancel, request, timeout_s, repeatable=False)
+
+    async def resume_job(self, name: str, *, timeout_s: float | None = None) -> jobs_pb2.Job:
+        """Queue an INTERRUPTED job again. Not tried again: it may be queued by then."""
+        request = jobs_pb2.ResumeJobRequest(name=name)
+        return await self._call(self._stubs.jobs.Resume, request, timeout_s, repeatable=False)
+
+    async def get_artifact(self, job: str, artifact: str, *, timeout_s: float | None = None) -> common_pb2.Figure:
+        """A file that the job made, such as ("jobs/{id}", "curves.png")."""
+        request = jobs_pb2.GetArtifactRequest(name=f"{job}/artifacts/{artifact}")
+        return await self._call(self._stubs.jobs.GetArtifact, request, timeout_s)
+
+    # Prediction and models
+
+    async def predict(
+        self,
+        model: str,
+        images: Pictures,
+        *,
+        top_k: int | None = None,
+        tta: bool = False,
+        timeout_s: float | None = None,
+    ) -> predict_pb2.PredictResponse:
+        """Probabilities of the most likely classes for each picture, in the order of the pictures.
+
+        Many pictures go out in several calls, all answered by the same model version.
+
+        Args:
+            model: "models/{id}" (its newest version) or "models/{id}/versions/{n}".
+            images: a path or the bytes of an encoded picture, several of them, or an array [N, H, W, 3] of
+                pictures of the model's image size, uint8 (0…255) or float32 (0…1).
+            top_k: how many classes for each picture; the server's default is 5.
+            tta: test-time augmentation.
+        """
+        deadline = _deadline(timeout_s or WORK_TIMEOUT_S)
+        answer = predict_pb2.PredictResponse(model=model)
+        for request in predict_requests(model, images, top_k, tta):
+            request.model = answer.model
+            part = await self._call(self._stubs.predict.Predict, request, _left(deadline))
+            answer.model = part.model
+            answer.predictions.extend(part.predictions)
+        return answer
+
+    async def get_model(self, name: str, *, timeout_s: float | None = None) -> models_pb2.Model:
+        """One model version: "models/{id}" (its newest) or "models/{id}/versions/{n}"."""
+        return await self._call(self._stubs.models.Get, models_pb2.GetModelRequest(name=name), timeout_s)
+
+    async def list_models(self, *, timeout_s: float | None = None) -> list[models_pb2.Model]:
+        """All model versions, newest first."""
+        request = models_pb2.ListModelsRequest(page_size=PAGE_SIZE)
+        pages = self._pages(self._stubs.models.List, request, timeout_s)
+        return [model async for page in pages for model in page.models]
+
+    # Insight
+
+    async def top_losses(
+        self,
+        model: str,
+        *,
+        dataset: str = "",
+        part: Part = "valid",
+        order: LossOrder = "most_incorrect",
+        count: int | None = None,
+        timeout_s: float | None = None,
+    ) -> insight_pb2.TopLossesResponse:
+        """The pictures on which the model is most wrong, most right or least sure, and a gallery of them.
+
+        Args:
+            model: "models/{id}" or "models/{id}/versions/{n}".
+            dataset: "datasets/{id}"; "" means the one it was trained on.
+            count: how many; the server's default is 9.
+        """
+        request = insight_pb2.TopLossesRequest(
+            model=model,
+            dataset=dataset,
+            part=enum_number(common_pb2.Part, f"part_{part}", "part"),
+            order=enum_number(insight_pb2.LossOrder, order, "order"),
+            count=count,
+        )
+        return await self._call(self._stubs.insight.TopLosses, request, timeout_s or WORK_TIMEOUT_S)
+
+    async def confusion_matrix(
+        self, model: str, *, dataset: str = "", part: Part = "valid", timeout_s: float | None = None
+    ) -> insight_pb2.ConfusionMatrixResponse:
+        """Which class is taken for which; arguments as for `top_losses`."""
+        number = enum_number(common_pb2.Part, f"part_{part}", "part")
+        request = insight_pb2.ConfusionMatrixRequest(model=model, dataset=dataset, part=number)
+        return await self._call(self._stubs.insight.ConfusionMatrix, request, timeout_s or WORK_TIMEOUT_S)
+
+    async def kernels(self, *, timeout_s: float | None = None) -> insight_pb2.KernelsResponse:
+        """Which kernel variants run on the server, how often each ran, and what fell back to ATen and why."""
+        return await self._call(self._stubs.insight.Kernels, insight_pb2.KernelsRequest(), timeout_s)
+
+    async def _pages(
+        self, method: grpc.UnaryUnaryMultiCallable[Any, Any], request: Any, timeout_s: float | None
+    ) -> AsyncGenerator[Any, None]:
+        """All pages of a List call."""
+        while True:
+            page = await self._call(method, request, timeout_s)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def _call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout_s: float | None,
+        *,
+        repeatable: bool = True,
+    ) -> Response:
+        """One call, tried again while the server is unavailable where a second try does no harm."""
+        deadline = _deadline(self._timeout_s if timeout_s is None else timeout_s)
+        backoff = Backoff(self._transport, self._retry_s, deadline)
+        while True:
+            try:
+                return await self._transport.unary(method, request, _left(deadline))
+            except UnavailableError as error:
+                if not repeatable:
+                    raise
+                await backoff.pause(error)
+
+
+def _deadline(timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else time.monotonic() + timeout_s
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())

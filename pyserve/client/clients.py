@@ -1,0 +1,146 @@
+"""The two clients: the calls over grpc.aio, and the same calls blocking."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from functools import wraps
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from pyserve.client.calls import Calls
+from pyserve.client.transport import DEFAULT_ADDRESS, AioTransport, BlockingTransport
+
+TIMEOUT_S = 30.0
+RETRY_S = 3.0
+RECONNECT_S = 120.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class AsyncClient(Calls):
+    """A client for asyncio; to be made and used on one event loop, best with `async with`.
+
+    Args:
+        address: "host:port" of the server.
+        timeout_s: limit of calls that answer at once; each call takes a `timeout_s` of its own as well.
+        retry_s: how long calls are tried again while the server is unavailable.
+        reconnect_s: how long a watch or an upload that broke off tries to go on.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        retry_s: float = RETRY_S,
+        reconnect_s: float = RECONNECT_S,
+    ) -> None:
+        transport = AioTransport(address)
+        super().__init__(transport, timeout_s=timeout_s, retry_s=retry_s, reconnect_s=reconnect_s)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _blocking(
+    method: Callable[Concatenate[Calls, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Client, P], T]:
+    """The method of `Client` that runs a coroutine which never suspends."""
+
+    @wraps(method)
+    def call(client: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return _run(method(client.calls, *args, **kwargs))
+
+    return call
+
+
+def _iterating(
+    method: Callable[Concatenate[Calls, P], AsyncGenerator[T, None]],
+) -> Callable[Concatenate[Client, P], Iterator[T]]:
+    """The method of `Client` that goes through an asynchronous generator which never suspends."""
+
+    @wraps(method)
+    def call(client: Client, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        items = method(client.calls, *args, **kwargs)
+        try:
+            while True:
+                try:
+                    item = _run(items.__anext__())
+                except StopAsyncIteration:
+                    return
+                yield item
+        finally:
+            _run(items.aclose())
+
+    return call
+
+
+def _run(coroutine: Coroutine[Any, Any, T]) -> T:
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    coroutine.close()
+    raise RuntimeError("a call of the blocking client suspended: its transport must not")
+
+
+class Client:
+    """A blocking client; its methods may be called from several threads. Best used with `with`.
+
+    Args:
+        address: "host:port" of the server.
+        timeout_s: limit of calls that answer at once; each call takes a `timeout_s` of its own as well.
+        retry_s: how long calls are tried again while the server is unavailable.
+        reconnect_s: how long a watch or an upload that broke off tries to go on.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        retry_s: float = RETRY_S,
+        reconnect_s: float = RECONNECT_S,
+    ) -> None:
+        transport = BlockingTransport(address)
+        self.calls = Calls(transport, timeout_s=timeout_s, retry_s=retry_s, reconnect_s=reconnect_s)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    close = _blocking(Calls.close)
+
+    upload_dataset = _blocking(Calls.upload_dataset)
+    register_dataset = _blocking(Calls.register_dataset)
+    get_dataset = _blocking(Calls.get_dataset)
+    list_datasets = _blocking(Calls.list_datasets)
+    delete_dataset = _blocking(Calls.delete_dataset)
+
+    train = _blocking(Calls.train)
+    find_learning_rate = _blocking(Calls.find_learning_rate)
+    get_job = _blocking(Calls.get_job)
+    list_jobs = _blocking(Calls.list_jobs)
+    watch = _iterating(Calls.watch)
+    wait = _blocking(Calls.wait)
+    cancel_job = _blocking(Calls.cancel_job)
+    resume_job = _blocking(Calls.resume_job)
+    get_artifact = _blocking(Calls.get_artifact)
+
+    predict = _blocking(Calls.predict)
+    get_model = _blocking(Calls.get_model)
+    list_models = _blocking(Calls.list_models)
+
+    top_losses = _blocking(Calls.top_losses)
+    confusion_matrix = _blocking(Calls.confusion_matrix)
+    kernels = _blocking(Calls.kernels)

@@ -1,0 +1,85 @@
+"""Pictures in every form a caller may have them, as Predict requests that fit into messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from pyserve.client.transport import MAX_MESSAGE_BYTES
+from pyserve.errors import InvalidArgumentError
+from pyserve.v1 import predict_pb2
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+BATCH_IMAGES = 64
+# Leaves room for the other fields; a single picture may still fill a message.
+BATCH_BYTES = MAX_MESSAGE_BYTES // 2
+_DTYPES = ("uint8", "float32")
+
+Picture: TypeAlias = str | Path | bytes
+Pictures: TypeAlias = "Picture | Sequence[Picture] | npt.NDArray[np.uint8] | npt.NDArray[np.float32]"
+
+
+def predict_requests(
+    model: str, images: Pictures, top_k: int | None, tta: bool
+) -> Iterator[predict_pb2.PredictRequest]:
+    """One request for each batch of at most `BATCH_IMAGES` pictures and `BATCH_BYTES`, at least one.
+
+    Raises:
+        InvalidArgumentError: for an array of another shape or type, or a file that cannot be read.
+    """
+    for batch in _tensors(images) if hasattr(images, "dtype") else _encoded(images):
+        yield predict_pb2.PredictRequest(model=model, top_k=top_k, tta=tta, **batch)
+
+
+def _encoded(images: Any) -> Iterator[dict[str, Any]]:
+    items = [images] if isinstance(images, str | Path | bytes) else images
+    batch: list[bytes] = []
+    size = 0
+    sent = False
+    for i, item in enumerate(items):
+        data = _bytes(item, i)
+        if batch and (len(batch) == BATCH_IMAGES or size + len(data) > BATCH_BYTES):
+            yield {"images": predict_pb2.EncodedImages(data=batch)}
+            batch, size, sent = [], 0, True
+        batch.append(data)
+        size += len(data)
+    if batch or not sent:
+        yield {"images": predict_pb2.EncodedImages(data=batch)}
+
+
+def _bytes(item: object, index: int) -> bytes:
+    field = f"images[{index}]"
+    if isinstance(item, str | Path):
+        try:
+            item = Path(item).expanduser().read_bytes()
+        except OSError as error:
+            expected = f"a readable picture file ({(error.strerror or str(error)).lower()})"
+            raise InvalidArgumentError.field(field, str(item), expected) from None
+    if not isinstance(item, bytes):
+        raise InvalidArgumentError.field(
+            field, type(item).__name__, "a path, bytes, or one array for all pictures"
+        )
+    if len(item) >= MAX_MESSAGE_BYTES - 1024:
+        raise InvalidArgumentError.field(field, f"{len(item)} bytes", f"less than {MAX_MESSAGE_BYTES} bytes")
+    return item
+
+
+def _tensors(images: Any) -> Iterator[dict[str, Any]]:
+    import numpy as np
+
+    array = np.asarray(images)
+    if array.dtype.name not in _DTYPES:
+        raise InvalidArgumentError.field("images", f"an array of {array.dtype}", "uint8 (0…255) or float32 (0…1)")
+    if array.ndim != 4 or 3 not in (array.shape[1], array.shape[3]):
+        raise InvalidArgumentError.field("images", list(array.shape), "an array of shape [N, H, W, 3]")
+    picture_bytes = max(1, array[:1].nbytes)
+    step = max(1, min(BATCH_IMAGES, BATCH_BYTES // picture_bytes))
+    little_endian = array.dtype.newbyteorder("<")
+    for begin in range(0, max(1, len(array)), step):
+        part = np.ascontiguousarray(array[begin : begin + step], dtype=little_endian)
+        tensor = predict_pb2.Tensor(shape=part.shape, dtype=array.dtype.name, data=part.tobytes())
+        yield {"tensor": tensor}

@@ -1,0 +1,221 @@
+"""How a call reaches the server: blocking over grpc, or asynchronous over grpc.aio, behind one protocol.
+
+The methods of `BlockingTransport` are coroutine functions that never suspend: see the package's docstring.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+import grpc
+
+from pyserve.client.status import error_from_rpc
+from pyserve.errors import InvalidArgumentError
+from pyserve.v1 import datasets_pb2_grpc, insight_pb2_grpc, jobs_pb2_grpc, models_pb2_grpc, predict_pb2_grpc
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+Result = TypeVar("Result")
+P = ParamSpec("P")
+
+
+class Stubs:
+    """The stubs of all services on one channel, of grpc or grpc.aio."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.datasets = datasets_pb2_grpc.DatasetsStub(channel)
+        self.jobs = jobs_pb2_grpc.JobsStub(channel)
+        self.predict = predict_pb2_grpc.PredictStub(channel)
+        self.models = models_pb2_grpc.ModelsStub(channel)
+        self.insight = insight_pb2_grpc.InsightStub(channel)
+
+
+class Transport(Protocol):
+    """What the calls need of the outside world. All methods raise the exceptions of pyserve.errors."""
+
+    address: str
+    stubs: Stubs
+
+    async def unary(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout_s: float | None,
+    ) -> Response:
+        """One request, one response."""
+
+    async def upload(
+        self,
+        method: grpc.StreamUnaryMultiCallable[Request, Response],
+        requests: Iterator[Request],
+        timeout_s: float | None,
+    ) -> Response:
+        """Many requests, made as they are sent, one response."""
+
+    def stream(
+        self,
+        method: grpc.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        timeout_s: float | None,
+    ) -> AsyncGenerator[Response, None]:
+        """One request, many responses; closing the generator ends the call."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+    async def work(self, function: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:
+        """Run something that blocks, such as reading files."""
+
+    async def close(self) -> None:
+        """Close the channel."""
+
+
+def channel_options(address: str) -> list[tuple[str, Any]]:
+    """Message limits, quick reconnects, and no HTTP proxy between a client and a server on one machine."""
+    if not address.strip():
+        raise InvalidArgumentError.field("address", address, "host:port")
+    options: list[tuple[str, Any]] = [
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    if address.startswith(("localhost:", "127.", "[::1]", "unix:")):
+        options.append(("grpc.enable_http_proxy", 0))
+    return options
+
+
+class BlockingTransport:
+    """Over grpc. Its coroutines block and never suspend; methods may be called from several threads."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = grpc.insecure_channel(address, options=channel_options(address))
+        self.stubs = Stubs(self._channel)
+
+    async def unary(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout_s: float | None,
+    ) -> Response:
+        """One request, one response."""
+        try:
+            return method(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, self.address, timeout_s) from None
+
+    async def upload(
+        self,
+        method: grpc.StreamUnaryMultiCallable[Request, Response],
+        requests: Iterator[Request],
+        timeout_s: float | None,
+    ) -> Response:
+        """Many requests, made in a thread of gRPC's as they are sent, one response."""
+        try:
+            return method(requests, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, self.address, timeout_s) from None
+
+    async def stream(
+        self,
+        method: grpc.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        timeout_s: float | None,
+    ) -> AsyncGenerator[Response, None]:
+        """One request, many responses."""
+        call: Any = method(request, timeout=timeout_s)
+        try:
+            for response in call:
+                yield response
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, self.address, timeout_s) from None
+        finally:
+            call.cancel()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)  # noqa: ASYNC251  # no loop runs here
+
+    async def work(self, function: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:
+        """Run it here."""
+        return function(*args, **kwargs)
+
+    async def close(self) -> None:
+        """Close the channel; calls under way end."""
+        self._channel.close()
+
+
+class AioTransport:
+    """Over grpc.aio, on the event loop that runs when it is made."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = grpc.aio.insecure_channel(address, options=channel_options(address))
+        self.stubs = Stubs(self._channel)  # type: ignore[arg-type]  # the generated stubs take either channel
+
+    async def unary(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout_s: float | None,
+    ) -> Response:
+        """One request, one response."""
+        call: Any = method(request, timeout=timeout_s)
+        return await self._answer(call, timeout_s)  # type: ignore[no-any-return]
+
+    async def upload(
+        self,
+        method: grpc.StreamUnaryMultiCallable[Request, Response],
+        requests: Iterator[Request],
+        timeout_s: float | None,
+    ) -> Response:
+        """Many requests, read in a thread as they are sent, one response."""
+        call: Any = method(_in_thread(requests), timeout=timeout_s)  # type: ignore[arg-type]
+        return await self._answer(call, timeout_s)  # type: ignore[no-any-return]
+
+    async def stream(
+        self,
+        method: grpc.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        timeout_s: float | None,
+    ) -> AsyncGenerator[Response, None]:
+        """One request, many responses."""
+        call: Any = method(request, timeout=timeout_s)
+        try:
+            async for response in call:
+                yield response
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, self.address, timeout_s) from None
+        finally:
+            call.cancel()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(seconds)
+
+    async def work(self, function: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:
+        """Run it in a thread."""
+        return await asyncio.to_thread(function, *args, **kwargs)
+
+    async def close(self) -> None:
+        """Close the channel; calls under way end."""
+        await self._channel.close(None)
+
+    async def _answer(self, call: Any, timeout_s: float | None) -> Any:
+        try:
+            return await call
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, self.address, timeout_s) from None
+
+
+async def _in_thread(requests: Iterator[Request]) -> AsyncIterator[Request]:
+    while (request := await asyncio.to_thread(next, requests, None)) is not None:
+        yield request
