@@ -48,12 +48,24 @@ py::dict build_facts() {
 
 using Sizes = std::vector<int64_t>;
 
-std::vector<int64_t> conv2d_output(const py::object& x, const py::object& weight, const py::object& bias,
-                                   const py::object& residual, const Sizes& stride, const Sizes& padding,
-                                   const Sizes& dilation, int64_t groups, double lo, double hi) {
-  const Conv2dProblem p = check_conv2d({tensor_info(x), tensor_info(weight), optional_info(bias),
-                                        optional_info(residual), stride, padding, dilation, groups, lo, hi});
+Conv2dProblem conv2d_problem(const py::object& x, const py::object& weight, const py::object& bias,
+                             const py::object& residual, const Sizes& stride, const Sizes& padding,
+                             const Sizes& dilation, int64_t groups, double lo, double hi) {
+  return check_conv2d({tensor_info(x), tensor_info(weight), optional_info(bias), optional_info(residual), stride,
+                       padding, dilation, groups, lo, hi});
+}
+
+std::vector<int64_t> conv2d_sizes(const py::object& x, const py::object& weight, const py::object& bias,
+                                  const py::object& residual, const Sizes& stride, const Sizes& padding,
+                                  const Sizes& dilation, int64_t groups, double lo, double hi) {
+  const Conv2dProblem p = conv2d_problem(x, weight, bias, residual, stride, padding, dilation, groups, lo, hi);
   return {p.N, p.K, p.P, p.Q};
+}
+
+bool conv2d_covers(const std::string& name, const py::object& x, const py::object& weight, const Sizes& stride,
+                   const Sizes& padding, const Sizes& dilation, int64_t groups) {
+  return variant_covers(
+      name, conv2d_problem(x, weight, py::none(), py::none(), stride, padding, dilation, groups, -INFINITY, INFINITY));
 }
 
 void bias_relu_check(const py::object& x, const py::object& bias, const py::object& residual, double lo, double hi) {
@@ -80,10 +92,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", &set_isa, py::arg("name"), "Caps the ISA of the kernels in this process.");
   m.def("prefer_variant", &prefer_variant, py::arg("name"),
         "Takes this variant wherever it covers the problem; an empty name undoes it.");
+  m.def("conv2d_covers", &conv2d_covers, "Whether the variant takes conv2d or its gradients of this problem.");
   m.def("fallbacks", &fallback_counts);
   m.def("reset_counters", &reset_counters);
   m.def("take_new_choices", &take_new_choices, "The choices made for the first time since the last call.");
   // A tensor is told as (sizes, dtype, device).
-  m.def("check_conv2d", &conv2d_output, "Sizes of conv2d's output; raises InvalidArgument with the sentence.");
+  m.def("check_conv2d", &conv2d_sizes, "Sizes of conv2d's output; raises InvalidArgument with the sentence.");
   m.def("check_bias_relu", &bias_relu_check, "Raises InvalidArgument with the sentence.");
 }

@@ -7,6 +7,7 @@
 #include <set>
 #include <sstream>
 #include <stdexcept>
+#include <type_traits>
 
 namespace pyserve {
 namespace {
@@ -105,6 +106,26 @@ void prefer_variant(const std::string& name) {
 }
 
 int32_t preferred_variant() { return state().preferred; }
+
+namespace {
+
+template <class Problem>
+bool covered(const std::string& name, const Problem& problem) {
+#define ROW(op, algorithm, isa, covers)                              \
+  if constexpr (std::is_same_v<ProblemOf<Op::op>, Problem>) {        \
+    if (name == #op "_" #algorithm "_" #isa) return covers(problem); \
+  }
+  PYSERVE_CPU_VARIANTS(ROW)
+#undef ROW
+  for (const VariantInfo& variant : variant_list())
+    if (name == variant.name) return variant.is_cuda;
+  throw std::invalid_argument("variant_covers: no variant is named '" + name + "'");
+}
+
+}  // namespace
+
+bool variant_covers(const std::string& name, const Conv2dProblem& problem) { return covered(name, problem); }
+bool variant_covers(const std::string& name, const BiasReluProblem& problem) { return covered(name, problem); }
 
 void count_call(Variant variant) {
   state().calls[static_cast<size_t>(variant)].fetch_add(1, std::memory_order_relaxed);

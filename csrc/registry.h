@@ -30,6 +30,10 @@ void set_isa(const std::string& name);  // throws std::invalid_argument for one 
 void prefer_variant(const std::string& name);
 int32_t preferred_variant();  // index into variant_list(), or -1
 
+// Whether a CPU variant takes this problem; CUDA rows take all that the CUDA operators do.
+bool variant_covers(const std::string& name, const Conv2dProblem& problem);
+bool variant_covers(const std::string& name, const BiasReluProblem& problem);
+
 void count_call(Variant variant);
 void count_fallback(const char* op, const std::string& reason);
 int64_t call_count(int32_t variant);

@@ -1,0 +1,46 @@
+"""Which variants there are and what they take, for parametrised tests."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from pyserve.kernels import VariantInfo, info
+from pyserve.kernels._extension import C
+from tests.kernels.cases import Case
+
+NEEDS_GPU = "needs a CUDA GPU"
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+NO_ACTIVATION = (-math.inf, math.inf)
+
+
+def variants(op: str) -> list[VariantInfo]:
+    """Every variant of an operator, whatever machine it needs."""
+    return [variant for variant in info().variants if variant.op == op]
+
+
+def numbers(case: Case) -> tuple[list[int], list[int], list[int], int]:
+    """stride, padding, dilation and groups as the operators take them."""
+    return list(case.stride), list(case.padding), list(case.dilation), case.groups
+
+
+def covered_dtypes(variant: VariantInfo, case: Case) -> list[torch.dtype]:
+    """The element types in which a variant takes a case."""
+    x, weight = [case.N, case.C, case.H, case.W], [case.K, case.C // case.groups, case.R, case.S]
+
+    def covers(dtype: torch.dtype) -> bool:
+        name = str(dtype).removeprefix("torch.")
+        told = (x, name, "cpu"), (weight, name, "cpu")
+        return bool(C.conv2d_covers(variant.name, *told, *numbers(case)))
+
+    return [dtype for dtype in DTYPES if covers(dtype)]
+
+
+def covered(op: str, cases: list[Case]) -> Any:
+    """Parametrise over (variant, case), without the cases that a variant does not take."""
+    pairs = [(variant, case) for variant in variants(op) for case in cases if covered_dtypes(variant, case)]
+    ids = [f"{variant.name}-{case}" for variant, case in pairs]
+    return pytest.mark.parametrize(("variant", "case"), pairs, ids=ids)
