@@ -13,11 +13,15 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 import grpc
 
 from pyserve.client.status import error_from_rpc
-from pyserve.errors import InvalidArgumentError
+from pyserve.errors import InvalidArgumentError, UnavailableError
 from pyserve.v1 import datasets_pb2_grpc, insight_pb2_grpc, jobs_pb2_grpc, models_pb2_grpc, predict_pb2_grpc
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+# What grpc.aio says where it was sending at the moment the server ended the call; the server's own status is then
+# lost (grpcio 1.85). An upload that is tried again gets it.
+_SENDING_FAILED = "Internal error from Core"
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -179,7 +183,12 @@ class AioTransport:
     ) -> Response:
         """Many requests, read in a thread as they are sent, one response."""
         call: Any = method(_in_thread(requests), timeout=timeout_s)  # type: ignore[arg-type]
-        return await self._answer(call, timeout_s)  # type: ignore[no-any-return]
+        try:
+            return await call  # type: ignore[no-any-return]
+        except grpc.aio.AioRpcError as error:
+            if error.details() == _SENDING_FAILED:
+                raise UnavailableError(f"the connection to {self.address} broke off while sending") from None
+            raise error_from_rpc(error, self.address, timeout_s) from None
 
     async def stream(
         self,
