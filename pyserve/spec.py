@@ -1,7 +1,8 @@
 """What a job is asked to do: the one typed description that server, job store, worker and training share.
 
 Field names, meanings and defaults are those of `protos/pyserve/v1/jobs.proto`; a test checks that they agree.
-Nothing here loads torch, so the server's front and the job control stay light.
+The descriptions are the short form that the command line shows. Nothing here loads torch, so the server's front
+and the job control stay light.
 """
 
 from __future__ import annotations
@@ -32,35 +33,95 @@ class _Spec(BaseModel):
 class TrainSpec(_Spec):
     """What to train, on what, and how (`pyserve.v1.TrainSpec`, which explains each field)."""
 
-    dataset: str = Field(pattern=rf"^datasets/{RESOURCE_ID}$")
-    model_id: str = Field(default="", pattern=rf"^({RESOURCE_ID})?$")
-    architecture: str = Field(default="resnet18", min_length=1)
-    weights: str = ""
-    image_size: int | None = Field(default=None, ge=8, le=1024)
-    batch_size: int = Field(default=64, ge=1, le=4096)
-    epochs: int = Field(default=5, ge=1, le=10_000)
-    frozen_epochs: int = Field(default=0, ge=0, le=10_000)
-    learning_rate: Finite | None = Field(default=None, gt=0, le=100)
-    lr_from: str = Field(default="", pattern=r"^(jobs/[0-9a-f-]{36})?$")
-    lr_from_policy: Literal["warn", "refuse"] = "warn"
-    body_lr_factor: Finite = Field(default=1.0, gt=0, le=1)
-    schedule: Schedule = "one_cycle"
-    cycle_epochs: int | None = Field(default=None, ge=1, le=10_000)
-    cycle_mult: int = Field(default=1, ge=1, le=10)
-    optimizer: Optimizer = "adamw"
-    momentum: Finite = Field(default=0.9, ge=0, lt=1)
-    weight_decay: Finite | None = Field(default=None, ge=0, le=1)
-    label_smoothing: Finite = Field(default=0.0, ge=0, lt=1)
-    augment: Augment = "standard"
-    freeze_body: bool = False
-    freeze_batch_norm: bool | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    early_stopping_patience: int = Field(default=0, ge=0)
-    monitor: Literal["accuracy", "loss"] = "accuracy"
-    gradient_clip_norm: Finite = Field(default=0.0, ge=0)
-    gradient_accumulation: int = Field(default=1, ge=1, le=1024)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dataset: str = Field(pattern=rf"^datasets/{RESOURCE_ID}$", description="Dataset to train on, datasets/{id}.")
+    model_id: str = Field(
+        default="",
+        pattern=rf"^({RESOURCE_ID})?$",
+        description="Name part of the model that comes out, models/{id}; default: the dataset's.",
+    )
+    architecture: str = Field(
+        default="resnet18", min_length=1, description="Registered architecture; a wrong name's error lists all."
+    )
+    weights: str = Field(
+        default="",
+        description="'imagenet', a file under the server's weights_roots, or a model's name; default: from scratch.",
+    )
+    image_size: int | None = Field(
+        default=None,
+        ge=8,
+        le=1024,
+        description="Side of the square the network sees, pixels; default: the architecture's own.",
+    )
+    batch_size: int = Field(default=64, ge=1, le=4096, description="Pictures per step.")
+    epochs: int = Field(default=5, ge=1, le=10_000, description="Passes over the training part.")
+    frozen_epochs: int = Field(
+        default=0, ge=0, le=10_000, description="Epochs before those in which only the head learns."
+    )
+    learning_rate: Finite | None = Field(
+        default=None,
+        gt=0,
+        le=100,
+        description="Highest learning rate, the head's; default: that of lr_from, else 1e-3 (adamw), 0.05 (sgd).",
+    )
+    lr_from: str = Field(
+        default="",
+        pattern=r"^(jobs/[0-9a-f-]{36})?$",
+        description="Learning-rate finder, jobs/{id}, whose suggestion is taken.",
+    )
+    lr_from_policy: Literal["warn", "refuse"] = Field(
+        default="warn", description="What to do where the finder's data or network differ."
+    )
+    body_lr_factor: Finite = Field(
+        default=1.0, gt=0, le=1, description="Learning rate of the earliest layers as a fraction of the head's."
+    )
+    schedule: Schedule = Field(default="one_cycle", description="How the learning rate moves.")
+    cycle_epochs: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="Length of the first cycle (sgdr, triangular, …), epochs; default: all are one cycle.",
+    )
+    cycle_mult: int = Field(
+        default=1, ge=1, le=10, description="Each sgdr cycle is this many times as long as the one before."
+    )
+    optimizer: Optimizer = Field(default="adamw", description="Optimiser.")
+    momentum: Finite = Field(
+        default=0.9, ge=0, lt=1, description="Momentum of sgd, beta1 of adamw where the schedule does not move it."
+    )
+    weight_decay: Finite | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Weight decay, not applied to norms and biases; default: 0.01 (adamw) or 5e-4 (sgd).",
+    )
+    label_smoothing: Finite = Field(default=0.0, ge=0, lt=1, description="Label smoothing, 0 ≤ s < 1.")
+    augment: Augment = Field(
+        default="standard", description="How training pictures vary; crop is for small pictures."
+    )
+    freeze_body: bool = Field(default=False, description="Only the head learns, throughout.")
+    freeze_batch_norm: bool | None = Field(
+        default=None,
+        description="BatchNorm statistics of the body stay; default: only where it came with weights.",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Arithmetic; bfloat16 is mixed precision."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of everything random.")
+    early_stopping_patience: int = Field(
+        default=0, ge=0, description="Stop when the metric has not improved for this many epochs; 0 never does."
+    )
+    monitor: Literal["accuracy", "loss"] = Field(
+        default="accuracy", description="Validation metric that says what is best."
+    )
+    gradient_clip_norm: Finite = Field(
+        default=0.0, ge=0, description="Gradients are scaled down to this norm; 0 leaves them alone."
+    )
+    gradient_accumulation: int = Field(
+        default=1, ge=1, le=1024, description="Batches whose gradients are added up before a step."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where to train; auto takes a GPU where there is one."
+    )
 
     @property
     def dataset_id(self) -> str:
@@ -91,14 +152,18 @@ class TrainSpec(_Spec):
 class FindLearningRateSpec(_Spec):
     """A learning-rate range test (`pyserve.v1.FindLearningRateSpec`, which explains each field)."""
 
-    training: TrainSpec
-    start_lr: Finite = Field(default=1e-7, gt=0)
-    end_lr: Finite = Field(default=10.0, gt=0, validate_default=True)
-    steps: int = Field(default=100, ge=10, le=100_000)
-    mode: Mode = "exponential"
-    divergence_factor: Finite = Field(default=4.0, gt=1)
-    repeats: int = Field(default=1, ge=1, le=20)
-    rule: Rule = "valley"
+    training: TrainSpec = Field(description="The training for which the rate is sought.")
+    start_lr: Finite = Field(default=1e-7, gt=0, description="First learning rate.")
+    end_lr: Finite = Field(default=10.0, gt=0, validate_default=True, description="Last learning rate.")
+    steps: int = Field(default=100, ge=10, le=100_000, description="Mini-batches.")
+    mode: Mode = Field(default="exponential", description="How the rate grows from step to step.")
+    divergence_factor: Finite = Field(
+        default=4.0, gt=1, description="Stop when the smoothed loss exceeds this many times its best."
+    )
+    repeats: int = Field(
+        default=1, ge=1, le=20, description="Runs with other seeds, for the spread of each suggestion."
+    )
+    rule: Rule = Field(default="valley", description="Rule whose suggestion is recommended.")
 
     @field_validator("end_lr")
     @classmethod
@@ -138,6 +203,7 @@ def comparable(train: TrainSpec, finder: FindLearningRateSpec, digests: tuple[st
         "optimizer": (train.optimizer, sought.optimizer),
     }
     return [f"{what}: {ours} here, {theirs} there" for what, (ours, theirs) in facts.items() if ours != theirs]
+
 
 _LIMIT_SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 

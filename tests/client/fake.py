@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 # ruff: noqa: N802  # gRPC names the methods
-
 import asyncio
 import hashlib
 import inspect
@@ -63,7 +62,7 @@ def details() -> tuple[Any, ...]:
 class FakeServer(datasets_pb2_grpc.DatasetsServicer, predict_pb2_grpc.PredictServicer):
     """Remembers its requests; the next calls fail as `failures` says.
 
-    Watch streams break after `watch_breaks` events each, uploads after `upload_breaks` bytes; the lists are used up.
+    `watch_breaks`: after how many events the next streams break; `upload_breaks`: after how many bytes uploads do.
     """
 
     def __init__(self) -> None:
