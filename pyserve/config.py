@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -101,3 +102,18 @@ def load(**flags: Any) -> Settings:
         )
         message = "; ".join(f"{v.field}: {v.description}" for v in violations)
         raise InvalidArgumentError(message, fields=violations) from None
+
+
+def origins() -> dict[str, str]:
+    """Where each setting's value comes from: "environment PYSERVE_PORT", "file settings.toml" or "default"."""
+    path = os.environ.get("PYSERVE_CONFIG")
+    in_file = TomlConfigSettingsSource(Settings, Path(path))() if path else {}
+    in_environment = EnvSettingsSource(Settings)()
+    return {
+        name: f"environment PYSERVE_{name.upper()}"
+        if name in in_environment
+        else f"file {path}"
+        if name in in_file
+        else "default"
+        for name in Settings.model_fields
+    }

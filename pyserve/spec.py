@@ -44,7 +44,7 @@ class TrainSpec(_Spec):
     )
     weights: str = Field(
         default="",
-        description="'imagenet', a file under the server's weights_roots, or a model's name; default: from scratch.",
+        description="'imagenet', a file under the server's weights_roots, or a model's name; default: scratch.",
     )
     image_size: int | None = Field(
         default=None,
@@ -95,16 +95,14 @@ class TrainSpec(_Spec):
         description="Weight decay, not applied to norms and biases; default: 0.01 (adamw) or 5e-4 (sgd).",
     )
     label_smoothing: Finite = Field(default=0.0, ge=0, lt=1, description="Label smoothing, 0 ≤ s < 1.")
-    augment: Augment = Field(
-        default="standard", description="How training pictures vary; crop is for small pictures."
-    )
+    augment: Augment = Field(default="standard", description="How training pictures vary (crop: for small ones).")
     freeze_body: bool = Field(default=False, description="Only the head learns, throughout.")
     freeze_batch_norm: bool | None = Field(
         default=None,
         description="BatchNorm statistics of the body stay; default: only where it came with weights.",
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Arithmetic; bfloat16 is mixed precision."
+        default="float32", description="Arithmetic (bfloat16: mixed precision)."
     )
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of everything random.")
     early_stopping_patience: int = Field(
@@ -120,7 +118,7 @@ class TrainSpec(_Spec):
         default=1, ge=1, le=1024, description="Batches whose gradients are added up before a step."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where to train; auto takes a GPU where there is one."
+        default="auto", description="Where to train (auto: a GPU where there is one)."
     )
 
     @property

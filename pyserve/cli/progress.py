@@ -1,0 +1,100 @@
+"""A job's events as a progress bar, with a line for each epoch and warning, on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+from pyserve.cli.output import console
+from pyserve.client import Client
+from pyserve.v1 import datasets_pb2, jobs_pb2
+
+ENDED = (jobs_pb2.SUCCEEDED, jobs_pb2.FAILED, jobs_pb2.CANCELLED, jobs_pb2.INTERRUPTED)
+
+
+class JobDisplay:
+    """Shows events as they come; made by `job_display`."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("waits", total=None, facts="")
+        self._points = 0
+
+    def show(self, event: jobs_pb2.Event) -> None:
+        """Take in one event."""
+        kind = event.WhichOneof("event")
+        if kind == "state":
+            self._state(event.state)
+        elif kind == "step":
+            self._step(event.step)
+        elif kind == "epoch":
+            self._epoch(event.epoch)
+        elif kind == "warning":
+            self._print(f"warning ({event.warning.code}): {event.warning.message}", style="yellow")
+        elif kind == "curve_point":
+            self._points += 1
+            facts = f"lr {event.curve_point.learning_rate:.2e}  loss {event.curve_point.smoothed_loss:.4f}"
+            self._progress.update(self._task, description="range test", completed=self._points, facts=facts)
+        elif kind == "log":
+            self._print(event.log.message)
+
+    def _state(self, state: jobs_pb2.StateChange) -> None:
+        name = jobs_pb2.JobState.Name(state.state)
+        self._progress.update(self._task, description=name.lower())
+        if state.state in ENDED and state.state != jobs_pb2.SUCCEEDED:
+            self._print(f"{name}: {state.reason}" if state.reason else name, style="red")
+
+    def _step(self, step: jobs_pb2.StepDone) -> None:
+        facts = f"loss {step.loss:.4f}"
+        if step.learning_rates:
+            facts += f"  lr {step.learning_rates[-1]:.2e}"
+        if step.images_per_s:
+            facts += f"  {step.images_per_s:.0f} pictures/s"
+        self._progress.update(self._task, completed=step.step, total=step.total_steps or None, facts=facts)
+
+    def _epoch(self, epoch: jobs_pb2.EpochDone) -> None:
+        metrics = "  ".join(f"{name} {value:.4f}" for name, value in sorted(epoch.metrics.items()))
+        best = "  best so far" if epoch.best else ""
+        self._print(f"epoch {epoch.epoch}/{epoch.total_epochs}  {metrics}  {epoch.elapsed_s:.1f} s{best}")
+
+    def _print(self, line: str, style: str = "") -> None:
+        self._progress.console.print(Text(line, style=style))
+
+
+@contextmanager
+def job_display() -> Iterator[JobDisplay]:
+    """A progress bar for one job, gone when it ends."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
+        yield JobDisplay(progress)
+
+
+def upload(client: Client, path: Path, dataset_id: str, **options: object) -> datasets_pb2.Dataset:
+    """`Client.upload_dataset` with a progress bar."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
+        task = progress.add_task("packs", total=None)
+
+        def show(sent: int, total: int) -> None:
+            text = "uploads" if sent < total else "server reads the pictures"
+            progress.update(task, description=text, completed=sent, total=total)
+
+        return client.upload_dataset(path, dataset_id, progress=show, **options)  # type: ignore[arg-type]

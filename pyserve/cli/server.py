@@ -1,0 +1,64 @@
+"""`pyserve serve` and `pyserve config`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pyserve import config as settings_module
+from pyserve.cli.output import AsJson, print_json, print_table
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
+
+
+def add_to(parent: typer.Typer) -> None:
+    """Add the commands."""
+    parent.command()(serve)
+    parent.command()(config)
+
+
+def serve(
+    config_file: ConfigFile = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of datasets, jobs and models.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default loopback.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Allow to listen beyond loopback without credentials.")
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option(metavar="debug|info|warning|error", help="Least level logged.")
+    ] = None,
+) -> None:
+    """Run the server until Ctrl-C or SIGTERM. The first line on stdout ends with its address.
+
+    Every other setting comes from the environment or the TOML file: see `pyserve config`.
+    """
+    _name_file(config_file)
+    settings = settings_module.load(
+        data_dir=data_dir, host=host, port=port, insecure=insecure, log_level=log_level
+    )
+    from pyserve.server.app import serve as run_server
+
+    run_server(settings)
+
+
+def config(config_file: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Print every setting with its value, where it comes from, and what it means."""
+    _name_file(config_file)
+    settings = settings_module.load()
+    origins = settings_module.origins()
+    values = settings.model_dump(mode="json")
+    if as_json:
+        print_json({name: {"value": values[name], "origin": origins[name]} for name in values})
+        return
+    fields = settings_module.Settings.model_fields
+    rows = [(name, str(values[name]), origins[name], fields[name].description or "") for name in values]
+    print_table(("setting", "value", "from", "meaning"), rows)
+
+
+def _name_file(path: Path | None) -> None:
+    if path is not None:
+        os.environ["PYSERVE_CONFIG"] = str(path)
