@@ -40,7 +40,6 @@ py::dict build_facts() {
   py::dict facts;
   facts["compiler"] = __VERSION__;
   facts["flags"] = PYSERVE_BUILD_FLAGS;
-  facts["torch_built_against"] = PYSERVE_BUILD_TORCH;
   facts["torch_least"] = "2.10";
   facts["cuda_architectures"] = PYSERVE_BUILD_CUDA_ARCHS;
   return facts;

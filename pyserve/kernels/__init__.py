@@ -1,6 +1,6 @@
 """The project's own convolution kernels as PyTorch operators: `torch.ops.pyserve.*` and their Python face.
 
-    from pyserve.kernels import conv2d, bias_relu, info
+from pyserve.kernels import conv2d, bias_relu, info
 """
 
 from __future__ import annotations

@@ -8,27 +8,30 @@ from typing import Any
 
 import torch
 
+__all__ = ["CUDA_LOADED", "C", "logger"]
+
 logger = logging.getLogger("pyserve.kernels")
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _BUILD_COMMAND = "pip install --no-build-isolation --no-deps -e .   (or: python setup.py build_ext --inplace)"
 
+_ops: Any = torch.ops  # whose functions have no types
+
 try:
-    from pyserve import _C
-except ImportError as error:
+    from pyserve import _C as C
+
+    _ops.load_library(str(_PACKAGE / "libpyserve_cpu.so"))
+except (ImportError, OSError) as error:
     raise ImportError(f"pyserve's extension is not built ({error}); build it with: {_BUILD_COMMAND}") from error
 
-C: Any = _C  # the pybind11 module has no type stubs
 
-
-def _load() -> bool:
-    """Load the operators; True where the CUDA ones are among them."""
-    torch.ops.load_library(str(_PACKAGE / "libpyserve_cpu.so"))
-    cuda = _PACKAGE / "libpyserve_cuda.so"
-    if torch.version.cuda is None or not cuda.is_file():
+def _load_cuda() -> bool:
+    """Load the CUDA operators where this torch can run them; elsewhere CUDA tensors go to ATen, counted."""
+    library = _PACKAGE / "libpyserve_cuda.so"
+    if torch.version.cuda is None or not library.is_file():
         return False
-    torch.ops.load_library(str(cuda))
+    _ops.load_library(str(library))
     return True
 
 
-CUDA_LOADED = _load()
+CUDA_LOADED = _load_cuda()

@@ -26,7 +26,7 @@ class VariantInfo:
 class KernelInfo:
     """The state of the kernels in this process."""
 
-    build: dict[str, str]  # compiler, flags, torch_built_against, torch_least, cuda_architectures
+    build: dict[str, str]  # compiler, flags, torch_least, cuda_architectures
     isa_found: str
     isa_in_use: str  # isa_found, capped by the environment variable PYSERVE_CPU_ISA
     cuda_loaded: bool

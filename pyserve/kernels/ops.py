@@ -21,6 +21,8 @@ from pyserve.kernels._extension import C, logger
 Activation = Literal["none", "relu", "relu6"]
 Size2 = int | tuple[int, int] | list[int]
 
+_register: Any = torch.library  # whose functions have no types
+
 BOUNDS: dict[str, tuple[float, float]] = {
     "none": (-math.inf, math.inf),
     "relu": (0.0, math.inf),
@@ -28,7 +30,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------------- conv2d
+# ------------------------------------------------------------ conv2d
 
 
 def conv2d(
@@ -67,7 +69,9 @@ def conv2d(
         return y.squeeze(0)
     if isinstance(padding, str):
         x, padding = _named_padding(x, weight, stride, padding, dilation)
-    return _call(torch.ops.pyserve.conv2d, x, weight, bias, residual, stride, _pair(padding), dilation, groups, lo, hi)
+    return _call(
+        torch.ops.pyserve.conv2d, x, weight, bias, residual, stride, _pair(padding), dilation, groups, lo, hi
+    )
 
 
 def _named_padding(
@@ -87,7 +91,6 @@ def _named_padding(
     return x, [total // 2 for total in totals]
 
 
-@torch.library.register_fake("pyserve::conv2d")
 def _conv2d_fake(
     x: Tensor,
     weight: Tensor,
@@ -104,6 +107,9 @@ def _conv2d_fake(
     return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=output_format(x))
 
 
+_register.register_fake("pyserve::conv2d", _conv2d_fake)
+
+
 def _conv2d_sizes(
     x: Tensor,
     weight: Tensor,
@@ -116,7 +122,7 @@ def _conv2d_sizes(
     lo: float,
     hi: float,
 ) -> list[int]:
-    """The output's sizes: checked by our rules, or by PyTorch's where a size is symbolic (and by ours at run time)."""
+    """The output's sizes, checked by our rules; by PyTorch's where a size is symbolic, and by ours at run time."""
     tensors = (x, weight, bias, residual)
     if all(type(size) is int for tensor in tensors if tensor is not None for size in tensor.shape):
         told = [_told(tensor) for tensor in tensors]
@@ -126,7 +132,6 @@ def _conv2d_sizes(
     return list(y.shape)
 
 
-@torch.library.register_fake("pyserve::conv2d_backward")
 def _conv2d_backward_fake(
     grad: Tensor,
     y: Tensor | None,
@@ -153,6 +158,9 @@ def _conv2d_backward_fake(
     )
 
 
+_register.register_fake("pyserve::conv2d_backward", _conv2d_backward_fake)
+
+
 def _conv2d_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, bias, residual, *ctx.sizes, ctx.lo, ctx.hi = inputs
     ctx.save_for_backward(x, weight, output if _active(ctx.lo, ctx.hi) else None)
@@ -171,7 +179,7 @@ def _conv2d_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return (*gradients, None, None, None, None, None, None)
 
 
-torch.library.register_autograd("pyserve::conv2d", _conv2d_gradient, setup_context=_conv2d_setup)
+_register.register_autograd("pyserve::conv2d", _conv2d_gradient, setup_context=_conv2d_setup)
 
 
 def _conv2d_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -207,12 +215,12 @@ def _conv2d_double_gradient(
     return (d_grad, None, d_x, d_weight, None, None, None, None, None, None, None)
 
 
-torch.library.register_autograd(
+_register.register_autograd(
     "pyserve::conv2d_backward", _conv2d_double_gradient, setup_context=_conv2d_backward_setup
 )
 
 
-# ------------------------------------------------------------------------------------------------------- bias_relu
+# ------------------------------------------------------------ bias_relu
 
 
 def bias_relu(
@@ -236,7 +244,6 @@ def bias_relu(
     return _call(torch.ops.pyserve.bias_relu, x, bias, residual, lo, hi)
 
 
-@torch.library.register_fake("pyserve::bias_relu")
 def _bias_relu_fake(x: Tensor, bias: Tensor | None, residual: Tensor | None, lo: float, hi: float) -> Tensor:
     tensors = (x, bias, residual)
     if all(type(size) is int for tensor in tensors if tensor is not None for size in tensor.shape):
@@ -244,13 +251,18 @@ def _bias_relu_fake(x: Tensor, bias: Tensor | None, residual: Tensor | None, lo:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=output_format(x))
 
 
-@torch.library.register_fake("pyserve::bias_relu_backward")
+_register.register_fake("pyserve::bias_relu", _bias_relu_fake)
+
+
 def _bias_relu_backward_fake(
     grad: Tensor, y: Tensor | None, lo: float, hi: float, bias_wanted: bool
 ) -> tuple[Tensor, Tensor]:
     format_of = grad if y is None else y
     dx = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device, memory_format=output_format(format_of))
     return dx, grad.new_empty([grad.shape[1]] if bias_wanted else [0])
+
+
+_register.register_fake("pyserve::bias_relu_backward", _bias_relu_backward_fake)
 
 
 def _bias_relu_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -273,7 +285,7 @@ def _bias_relu_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     )
 
 
-torch.library.register_autograd("pyserve::bias_relu", _bias_relu_gradient, setup_context=_bias_relu_setup)
+_register.register_autograd("pyserve::bias_relu", _bias_relu_gradient, setup_context=_bias_relu_setup)
 
 
 def _bias_relu_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -289,13 +301,12 @@ def _bias_relu_double_gradient(ctx: Any, gg_x: Tensor, gg_bias: Tensor) -> tuple
     return torch.ops.pyserve.bias_relu_backward(total, y, ctx.lo, ctx.hi, False)[0], None, None, None, None
 
 
-torch.library.register_autograd(
+_register.register_autograd(
     "pyserve::bias_relu_backward", _bias_relu_double_gradient, setup_context=_bias_relu_backward_setup
 )
 
 
-# -------------------------------------------------------------------------------------------------------- autocast
-
+# ------------------------------------------------------------ autocast
 
 
 def _conv2d_autocast(device: str) -> Callable[..., Tensor]:
@@ -304,7 +315,8 @@ def _conv2d_autocast(device: str) -> Callable[..., Tensor]:
     def conv2d_cast(*args: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(device)
         cast = [
-            arg.to(dtype) if isinstance(arg, Tensor) and arg.dtype in (torch.float32, *_HALVES) else arg for arg in args
+            arg.to(dtype) if isinstance(arg, Tensor) and arg.dtype in (torch.float32, *_HALVES) else arg
+            for arg in args
         ]
         with torch.autocast(device, enabled=False):
             return torch.ops.pyserve.conv2d(*cast)  # type: ignore[no-any-return]
@@ -313,12 +325,12 @@ def _conv2d_autocast(device: str) -> Callable[..., Tensor]:
 
 
 _HALVES = (torch.float16, torch.bfloat16)
-_library = torch.library.Library("pyserve", "IMPL")  # keeps the registrations alive
+_library = _register.Library("pyserve", "IMPL")  # keeps the registrations alive
 _library.impl("conv2d", _conv2d_autocast("cpu"), "AutocastCPU")
 _library.impl("conv2d", _conv2d_autocast("cuda"), "AutocastCUDA")
 
 
-# --------------------------------------------------------------------------------------------------------- helpers
+# ------------------------------------------------------------ helpers
 
 
 def output_format(x: Tensor) -> torch.memory_format:

@@ -30,13 +30,23 @@ class Case:
         return "-".join([*parts, *([f"g{self.groups}"] if self.groups > 1 else [])])
 
 
-def square(N: int, C: int, H: int, K: int, R: int, stride: int = 1, padding: int = 0, **more: int) -> Case:
+def square(
+    N: int,
+    C: int,
+    H: int,
+    K: int,
+    R: int,
+    stride: int = 1,
+    padding: int = 0,
+    *,
+    dilation: int = 1,
+    groups: int = 1,
+) -> Case:
     """A case with one number for height and width."""
-    dilation, groups = more.get("dilation", 1), more.get("groups", 1)
-    return Case(N, C, H, H, K, R, R, (stride,) * 2, (padding,) * 2, (dilation,) * 2, groups)  # type: ignore[arg-type]
+    return Case(N, C, H, H, K, R, R, (stride, stride), (padding, padding), (dilation, dilation), groups)
 
 
-# Register tiles are 8 or 16 floats wide and hold up to 64 output channels; positions go in blocks of 96; a panel of
+# Register tiles are 8 or 16 floats wide, up to 64 output channels; positions go in blocks of 96; a panel of
 # packed weights is cut where taps × channels exceed 1024 (AVX-512) or 4096 (AVX2).
 _AROUND_TILES = [
     *(square(1, 16, 6, K, 3, 1, 1) for K in (1, 7, 8, 9, 15, 16, 17, 31, 33, 48, 63, 64, 65, 130)),

@@ -1,8 +1,9 @@
 """What the operators mean, in float64, and how far from it a kernel may be.
 
-A sum of n products in float32 differs from the exact one by about sqrt(n)·eps·Σ|a||b| (rounding errors are of either
-sign; Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019); storing it as bfloat16 adds
-half a unit in the last place. A kernel may be that wrong, or twice as wrong as PyTorch's own kernel, whichever is more.
+A sum of n products in float32 differs from the exact one by about sqrt(n)·eps·Σ|a||b| (rounding errors are of
+either sign; Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019); storing it as
+bfloat16 adds half a unit in the last place. A kernel may be that wrong, or twice as wrong as PyTorch's own kernel,
+whichever is more.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Expected:
             allowed = allowed.clamp(min=2 * float(own))
         good = error <= allowed
         worst = float((error / allowed).nan_to_num(math.inf).max()) if error.numel() else 0.0
-        assert bool(good.all()), f"{int((~good).sum())} of {good.numel()} values off, up to {worst:.3g} × the bound"
+        assert bool(good.all()), (
+            f"{int((~good).sum())} of {good.numel()} values off, up to {worst:.3g} × the bound"
+        )
 
 
 def sum_bound(value: Tensor, magnitude: Tensor, terms: int, dtype: torch.dtype) -> Tensor:
