@@ -38,14 +38,10 @@ def find_nvcc():
     if wish not in ("0", "1", "auto"):
         raise SystemExit(f"PYSERVE_CUDA: got {wish!r}, expected 0, 1 or auto")
     folders = [f"{os.environ.get('CUDA_HOME', '')}/bin", os.environ["PATH"], "/usr/local/cuda/bin"]
-    nvcc = (
-        shutil.which("nvcc", path=os.pathsep.join(folders))
-        if wish != "0" and any(CSRC.glob("cuda/*.cu"))
-        else None
-    )
+    nvcc = shutil.which("nvcc", path=os.pathsep.join(folders))
     if wish == "1" and not nvcc:
         raise SystemExit("PYSERVE_CUDA=1: no nvcc under CUDA_HOME, on the PATH or in /usr/local/cuda/bin")
-    return nvcc
+    return nvcc if wish != "0" and any(CSRC.glob("cuda/*.cu")) else None
 
 
 def files(flags, *patterns):

@@ -1,3 +1,4 @@
+# ruff: noqa: N999
 """Types of the pybind11 module; `csrc/module.cpp` has the meaning."""
 
 class InvalidArgument(ValueError): ...  # noqa: N818
