@@ -16,6 +16,7 @@ from pydantic_settings import (
     EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -102,6 +103,10 @@ def load(**flags: Any) -> Settings:
         )
         message = "; ".join(f"{v.field}: {v.description}" for v in violations)
         raise InvalidArgumentError(message, fields=violations) from None
+    except SettingsError as error:  # a list that is not JSON
+        raise InvalidArgumentError(f"settings: {error}") from None
+    except ValueError as error:  # TOMLDecodeError, of tomllib or tomli
+        raise InvalidArgumentError(f"PYSERVE_CONFIG: {path} is not valid TOML: {error}") from None
 
 
 def origins() -> dict[str, str]:

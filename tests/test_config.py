@@ -38,5 +38,29 @@ def test_missing_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         config.load()
 
 
+def test_unreadable_sources_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "pyserve.toml"
+    file.write_text("port = = 3")
+    monkeypatch.setenv("PYSERVE_CONFIG", str(file))
+    with pytest.raises(InvalidArgumentError, match=r"pyserve\.toml is not valid TOML: Invalid value"):
+        config.load()
+    file.write_text("")
+    monkeypatch.setenv("PYSERVE_DATASET_ROOTS", "/a")
+    with pytest.raises(InvalidArgumentError, match="dataset_roots"):
+        config.load()
+
+
+def test_origins_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "pyserve.toml"
+    file.write_text("port = 1\nhost = 'localhost'\n")
+    monkeypatch.setenv("PYSERVE_CONFIG", str(file))
+    monkeypatch.setenv("PYSERVE_PORT", "2")
+    origins = config.origins()
+    assert set(origins) == set(config.Settings.model_fields)
+    assert origins["port"] == "environment PYSERVE_PORT"
+    assert origins["host"] == f"file {file}"
+    assert origins["data_dir"] == "default"
+
+
 def test_every_setting_is_described() -> None:
     assert all(field.description for field in config.Settings.model_fields.values())

@@ -103,7 +103,7 @@ def list_(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
 
 @app.command()
 def show(name: Name, address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
-    """Describe one dataset: its classes, its split, and the pictures that were left out."""
+    """Describe one dataset: classes, split, left-out pictures."""
     with connect(address) as client:
         show_dataset(client.get_dataset(name), as_json)
 

@@ -55,7 +55,10 @@ def top_losses(
     address: Address = DEFAULT_ADDRESS,
     as_json: AsJson = False,
 ) -> None:
-    """Show the pictures on which a model is most wrong, most right or least sure."""
+    """Show the pictures a model gets most wrong.
+
+    Or those it is most right about or least sure of: see --order.
+    """
     with connect(address) as client:
         answer = client.top_losses(
             name, dataset=dataset, part=cast(Part, part), order=cast(LossOrder, order), count=count
@@ -100,7 +103,7 @@ def confusion_matrix(
 
 
 def kernels(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
-    """Show what runs underneath: kernel variants, how often each ran, and what fell back to ATen and why."""
+    """Show what runs underneath, and what fell back to ATen."""
     with connect(address) as client:
         answer = client.kernels()
     if as_json:

@@ -25,7 +25,7 @@ from pyserve.client import DEFAULT_ADDRESS
 from pyserve.errors import InvalidArgumentError
 from pyserve.v1 import jobs_pb2
 
-app = typer.Typer(help="List, watch, cancel and resume jobs, and fetch what they made.", no_args_is_help=True)
+app = typer.Typer(help="List, watch, cancel, resume jobs; fetch their files.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="jobs/{id}", metavar="JOB")]
 
@@ -85,14 +85,17 @@ def watch(
 
 @app.command()
 def cancel(name: Name, address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
-    """Ask a job to stop; it does within one training step and keeps a checkpoint."""
+    """Ask a job to stop.
+
+    It does within one training step and keeps a checkpoint.
+    """
     with connect(address) as client:
         _tell_state(client.cancel_job(name), as_json)
 
 
 @app.command()
 def resume(name: Name, address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
-    """Queue an INTERRUPTED job again; it goes on from its last checkpoint."""
+    """Let an INTERRUPTED job go on from its last checkpoint."""
     with connect(address) as client:
         _tell_state(client.resume_job(name), as_json)
 

@@ -29,7 +29,7 @@ def spec_options(*models: type[BaseModel], leave_out: Collection[str]) -> Callab
         own = inspect.signature(command, eval_str=True).parameters.values()
         plain = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
         made = [
-            _option(name, field, model.__name__)
+            _option(name, field)
             for model in models
             for name, field in model.model_fields.items()
             if name not in leave_out
@@ -49,7 +49,7 @@ def spec_options(*models: type[BaseModel], leave_out: Collection[str]) -> Callab
     return decorate
 
 
-def _option(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     kind = _kind(field.annotation)
     flag = f"--{name.replace('_', '-')}"
     choices = get_args(kind) if get_origin(kind) is Literal else ()
@@ -57,7 +57,6 @@ def _option(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
         help=_help(field, choices),
         show_default=False,
-        rich_help_panel=f"{panel} fields",
     )
     value_type = str if choices else kind
     return inspect.Parameter(

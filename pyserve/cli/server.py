@@ -46,7 +46,7 @@ def serve(
 
 
 def config(config_file: ConfigFile = None, as_json: AsJson = False) -> None:
-    """Print every setting with its value, where it comes from, and what it means."""
+    """Print every setting, its value, origin and meaning."""
     _name_file(config_file)
     settings = settings_module.load()
     origins = settings_module.origins()

@@ -48,7 +48,10 @@ def lr_find(
     as_json: AsJson = False,
     **fields: Any,
 ) -> None:
-    """Find the learning rate: a range test over a training that leaves no trace, and what each rule suggests."""
+    """Find the learning rate by a range test.
+
+    It runs a few steps of the training at growing rates, leaves no trace, and tells what each rule suggests.
+    """
     own = {name: value for name, value in fields.items() if name in FindLearningRateSpec.model_fields}
     training = {name: value for name, value in fields.items() if name not in own}
     whole = {**own, "training": {"dataset": _ANY_DATASET, **training}}
@@ -68,7 +71,10 @@ def train(
     as_json: AsJson = False,
     **fields: Any,
 ) -> None:
-    """Train a model. Ctrl-C leaves the job running on the server and says how to watch or cancel it."""
+    """Train a model.
+
+    Ctrl-C leaves the job running on the server and says how to watch or cancel it.
+    """
     parse(TrainSpec, {"dataset": _ANY_DATASET, **fields}, "train")
     with connect(address) as client:
         dataset, model_id = dataset_for(client, data)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
@@ -18,6 +19,7 @@ from grpc_status import rpc_status
 
 from pyserve.client import AsyncClient
 from pyserve.v1 import (
+    common_pb2,
     datasets_pb2,
     datasets_pb2_grpc,
     jobs_pb2,
@@ -76,6 +78,8 @@ class FakeServer(datasets_pb2_grpc.DatasetsServicer, predict_pb2_grpc.PredictSer
         self.made: dict[str, datasets_pb2.Dataset] = {}
         self.jobs: dict[str, jobs_pb2.Job] = {}
         self.version = 1
+        self.end = jobs_pb2.Job(name="jobs/x", state=jobs_pb2.SUCCEEDED)
+        self.endless = False
         self._server: grpc.Server | None = None
         self.port = 0
 
@@ -173,7 +177,7 @@ class JobsOf(jobs_pb2_grpc.JobsServicer):
 
     def Get(self, request: Any, context: Any) -> Any:
         self._fake.note(request, context)
-        return jobs_pb2.Job(name=request.name, state=jobs_pb2.SUCCEEDED)
+        return self._fake.end
 
     def List(self, request: Any, context: Any) -> Any:
         self._fake.note(request, context)
@@ -194,6 +198,14 @@ class JobsOf(jobs_pb2_grpc.JobsServicer):
             if sent == end:
                 unavailable(context)
             yield event
+        if self._fake.endless:
+            gone = threading.Event()
+            context.add_callback(gone.set)
+            gone.wait(60)
+
+    def GetArtifact(self, request: Any, context: Any) -> Any:
+        self._fake.note(request, context)
+        return common_pb2.Figure(name=request.name.split("/artifacts/")[1], data=b"picture")
 
 
 class ModelsOf(models_pb2_grpc.ModelsServicer):
