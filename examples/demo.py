@@ -139,7 +139,7 @@ def upload(client: Client, pictures: Pictures) -> str:
 def follow(client: Client, job: jobs_pb2.Job) -> jobs_pb2.Job:
     """Show a job's events until it has ended; raise JobFailed where it did not succeed."""
     with bar() as progress:
-        task = progress.add_task("starts", total=None, facts="")
+        task = progress.add_task("starts", total=job.find_learning_rate.steps or None, facts="")
 
         def show(event: jobs_pb2.Event) -> None:
             kind = event.WhichOneof("event")
@@ -149,7 +149,8 @@ def follow(client: Client, job: jobs_pb2.Job) -> jobs_pb2.Job:
                 total = step.total_steps or None
                 progress.update(task, description="steps", completed=step.step, total=total, facts=facts)
             elif kind == "curve_point":
-                progress.update(task, facts=f"learning rate {event.curve_point.learning_rate:.1e}")
+                facts = f"learning rate {event.curve_point.learning_rate:.1e}"
+                progress.update(task, description="mini-batches", advance=1, facts=facts)
             elif kind == "epoch":
                 epoch, metrics = event.epoch, event.epoch.metrics
                 line = f"epoch {epoch.epoch:2d}/{epoch.total_epochs}  train loss {metrics['train_loss']:.3f}"

@@ -77,7 +77,7 @@ def watch(
                 print_json(event, line=True)
             ended = client.get_job(name)
             raise typer.Exit(0 if ended.state == jobs_pb2.SUCCEEDED else exits.FAILURE)
-        with job_display() as display:
+        with job_display(client.get_job(name)) as display:
             for event in client.watch(name, from_seq):
                 display.show(event)
         finish(client.get_job(name), as_json)

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from pyserve.cli.output import console
 from pyserve.client import Client
+from pyserve.spec import FindLearningRateSpec
 from pyserve.v1 import datasets_pb2, jobs_pb2
 
 ENDED = (jobs_pb2.SUCCEEDED, jobs_pb2.FAILED, jobs_pb2.CANCELLED, jobs_pb2.INTERRUPTED)
@@ -27,8 +28,9 @@ ENDED = (jobs_pb2.SUCCEEDED, jobs_pb2.FAILED, jobs_pb2.CANCELLED, jobs_pb2.INTER
 class JobDisplay:
     """Shows events as they come; made by `job_display`."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, job: jobs_pb2.Job) -> None:
         self._progress = progress
+        self._range_points = _range_points(job)
         self._task = progress.add_task("waits", total=None, facts="")
         self._points = 0
 
@@ -46,7 +48,13 @@ class JobDisplay:
         elif kind == "curve_point":
             self._points += 1
             facts = f"lr {event.curve_point.learning_rate:.2e}  loss {event.curve_point.smoothed_loss:.4f}"
-            self._progress.update(self._task, description="range test", completed=self._points, facts=facts)
+            self._progress.update(
+                self._task,
+                description="range test",
+                completed=self._points,
+                total=self._range_points,
+                facts=facts,
+            )
         elif kind == "log":
             self._print(event.log.message)
 
@@ -73,8 +81,16 @@ class JobDisplay:
         self._progress.console.print(Text(line, style=style))
 
 
+def _range_points(job: jobs_pb2.Job) -> int:
+    """Mini-batches that a range test does at most; it ends early where the loss diverges."""
+    asked = job.find_learning_rate
+    fields = FindLearningRateSpec.model_fields
+    steps = asked.steps if asked.HasField("steps") else fields["steps"].default
+    return int(steps * (asked.repeats if asked.HasField("repeats") else fields["repeats"].default))
+
+
 @contextmanager
-def job_display() -> Iterator[JobDisplay]:
+def job_display(job: jobs_pb2.Job) -> Iterator[JobDisplay]:
     """A progress bar for one job, gone when it ends."""
     columns = (
         TextColumn("{task.description}"),
@@ -84,7 +100,7 @@ def job_display() -> Iterator[JobDisplay]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console(stderr=True), transient=True) as progress:
-        yield JobDisplay(progress)
+        yield JobDisplay(progress, job)
 
 
 def upload(client: Client, path: Path, dataset_id: str, **options: object) -> datasets_pb2.Dataset:

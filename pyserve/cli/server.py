@@ -42,7 +42,7 @@ def serve(
     )
     from pyserve.server.app import serve as run_server
 
-    run_server(settings)
+    run_server(settings, on_ready=lambda address: print(f"pyserve listens on {address}", flush=True))
 
 
 def config(config_file: ConfigFile = None, as_json: AsJson = False) -> None:

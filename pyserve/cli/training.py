@@ -115,7 +115,7 @@ def _follow(client: Client, job: jobs_pb2.Job, *, detach: bool, cancel_on_interr
         return
     note(f"{job.name} started")
     try:
-        with job_display() as display:
+        with job_display(job) as display:
             ended = client.wait(job.name, on_event=display.show)
     except KeyboardInterrupt:
         if cancel_on_interrupt:
