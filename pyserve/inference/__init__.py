@@ -1,0 +1,1 @@
+"""Models on disk, and the answers they give: bundles, their store, predictors."""
