@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from pyserve.cli import main
+from pyserve.cli.output import format_time
 from pyserve.spec import FindLearningRateSpec, TrainSpec
 from pyserve.v1 import jobs_pb2
 from tests.client.fake import FakeServer, details, failing
@@ -261,6 +263,15 @@ def test_predict_prints_a_line_per_picture(fake: FakeServer, run: Run, tmp_path:
     lines = [json.loads(line) for line in done.out.splitlines()]
     assert [Path(line["path"]).name for line in lines] == ["a.png", "b.JPG"]
     assert {line["model"] for line in lines} == {"models/m/versions/1"}
+
+
+def test_times_are_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Etc/GMT-3")  # three hours ahead of UTC
+    time.tzset()
+    assert format_time(Timestamp(seconds=1_700_000_000)) == "2023-11-15 01:13:20"
+    monkeypatch.undo()
+    time.tzset()
+    assert format_time(Timestamp()) == ""
 
 
 def test_lists_are_tables_or_json(fake: FakeServer, run: Run) -> None:

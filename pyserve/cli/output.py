@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import timezone
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,7 +93,7 @@ def format_time(time: Timestamp) -> str:
     """Local time, or "" where it is not set."""
     if not time.seconds:
         return ""
-    return time.ToDatetime().astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return time.ToDatetime(tzinfo=timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def format_bytes(size: float) -> str:

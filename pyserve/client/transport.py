@@ -90,6 +90,9 @@ def channel_options(address: str) -> list[tuple[str, Any]]:
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 2000),
         ("grpc.use_local_subchannel_pool", 1),
+        # A connection that died without a word is noticed; gRPC servers allow a ping every five minutes.
+        ("grpc.keepalive_time_ms", 330_000),
+        ("grpc.http2.max_pings_without_data", 0),
     ]
     if address.startswith(("localhost:", "127.", "[::1]", "unix:")):
         options.append(("grpc.enable_http_proxy", 0))
