@@ -1,0 +1,63 @@
+"""The first layer's filters as pictures (after Zeiler & Fergus, arXiv 1311.2901, figure 5)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+from pyserve.errors import InvalidArgumentError
+from pyserve.insight.figures.style import INK, MUTED, WIDTH_IN, figure, new_figure
+
+_BORDER_IN, _HEADER_IN, _GAP = 0.15, 0.8, 0.09  # gap as a fraction of a tile
+_WIDTH_TO_HEIGHT = 2.2
+_DEAD = 1e-3  # a filter this much weaker than the strongest is shown as it is, not as amplified noise
+
+
+@figure("filters")
+def filters(weights: npt.NDArray[np.floating], *, title: str = "First-layer filters") -> Figure:
+    """Every filter as one tile, in order: mid grey is zero, brighter is positive, each scaled to its own largest weight.
+
+    Args:
+        weights: [K, 3, R, S] (red, green, blue) or [K, 1, R, S] (grey), K ≥ 1.
+
+    Raises:
+        InvalidArgumentError: another shape.
+    """
+    if weights.ndim != 4 or weights.shape[1] not in (1, 3) or 0 in weights.shape:
+        raise InvalidArgumentError.field("weights", list(weights.shape), "[K, 3, R, S] or [K, 1, R, S], K ≥ 1")
+    count, _, height, width = weights.shape
+    columns = min(count, max(1, round(math.sqrt(count * _WIDTH_TO_HEIGHT * height / width))))
+    if columns > 2:  # full rows where a number nearby divides
+        columns = min(range(max(columns - 3, 1), min(columns + 4, count + 1)), key=lambda c: (-count % c, abs(c - columns)))
+    rows = math.ceil(count / columns)
+    tile_in = min((WIDTH_IN - 2 * _BORDER_IN) / (columns + (columns - 1) * _GAP), 1.6)
+    step_in = tile_in * (1 + _GAP)
+    height_in = _HEADER_IN + rows * step_in * height / width + _BORDER_IN
+    built = new_figure(height_in, layout=None)
+    axes = built.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    for k, tile in enumerate(filter_tiles(weights)):
+        row, column = divmod(k, columns)
+        left, top = _BORDER_IN + column * step_in, _HEADER_IN + row * step_in * height / width
+        bottom = top + tile_in * height / width
+        axes.imshow(tile, extent=(left, left + tile_in, bottom, top), interpolation="nearest", aspect="auto")
+    axes.set_xlim(0, WIDTH_IN)
+    axes.set_ylim(height_in, 0)
+    axes.text(_BORDER_IN, 0.22, f"{title}: {count} of {height} × {width}", fontsize=13, va="center", color=INK)
+    explanation = "mid grey is 0, brighter is positive, darker negative; each filter scaled to its own largest weight"
+    axes.text(_BORDER_IN, 0.52, explanation, fontsize=8.5, va="center", color=MUTED)
+    return built
+
+
+def filter_tiles(weights: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """[K, C, R, S] as pictures [K, R, S, 3] in 0…1, 0.5 for a weight of zero."""
+    finite = np.nan_to_num(weights.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    largest = np.abs(finite).max(axis=(1, 2, 3), keepdims=True)
+    scale = np.maximum(largest, _DEAD * largest.max())
+    scaled = 0.5 + 0.5 * finite / np.where(scale > 0, scale, 1.0)
+    tiles = scaled.transpose(0, 2, 3, 1)
+    result: npt.NDArray[np.float64] = np.repeat(tiles, 3, axis=3) if tiles.shape[3] == 1 else tiles
+    return result
