@@ -1,0 +1,165 @@
+"""Layers on our operators: drop-in modules with the parameters, names and numbers of their `torch.nn` kin."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyserve.errors import InvalidArgumentError
+from pyserve.kernels.ops import BOUNDS, Activation, bias_relu, conv2d
+
+
+class Conv2d(nn.Conv2d):
+    """`torch.nn.Conv2d` on `pyserve.kernels.conv2d`: same arguments, parameters, state-dict keys and numbers.
+
+    Takes, beside the picture x [N, C, H, W] or [C, H, W], what the same pass over the output can do as well: a
+    residual to add and an activation ("none", "relu", "relu6").
+    """
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, activation: Activation = "none") -> Tensor:
+        """`activation(conv(x) + residual)`, [N, K, P, Q]; the residual may be any tensor that broadcasts."""
+        return self._convolve(x, self.weight, self.bias, residual, activation)
+
+    @staticmethod
+    def adopt(module: nn.Conv2d) -> None:
+        """Make a plain `torch.nn.Conv2d` one of ours where it stands; parameters, mode and hooks stay."""
+        module.__class__ = Conv2d
+
+    def _convolve(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: Activation
+    ) -> Tensor:
+        padding: str | list[int]
+        if self.padding_mode == "zeros":
+            padding = self.padding if isinstance(self.padding, str) else list(self.padding)
+        else:
+            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), [0, 0]
+        numbers = list(self.stride), padding, list(self.dilation), self.groups
+        if residual is None or self._fits(x, padding, residual):
+            return conv2d(x, weight, bias, *numbers, residual=residual, activation=activation)
+        y = conv2d(x, weight, bias, *numbers) + residual
+        return clamp(y, activation)
+
+    def _fits(self, x: Tensor, padding: str | list[int], residual: Tensor) -> bool:
+        """Whether the residual has the output's sizes and type, so that the epilogue can add it."""
+        if residual.dim() != x.dim() or residual.dtype != x.dtype:
+            return False
+        batch = [*x.shape[:-3], self.out_channels]
+        return list(residual.shape) == batch + [
+            self._output_size(axis, x.shape[axis - 2], padding if isinstance(padding, str) else padding[axis])
+            for axis in (0, 1)
+        ]
+
+    def _output_size(self, axis: int, size: int, padding: int | str) -> int:
+        """P of H (axis 0) or Q of W (axis 1)."""
+        if padding == "same":
+            return size
+        added = padding if isinstance(padding, int) else 0  # "valid" adds none
+        taps = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+        return (size + 2 * added - taps) // self.stride[axis] + 1
+
+
+class FoldedConv2d(Conv2d):
+    """A convolution with the BatchNorm that follows it folded in, for inference.
+
+    `weight` and `bias` stay those of the convolution and the BatchNorm stays where it is in its model, so that the
+    state dict is the plain model's; the products of both are buffers outside the state dict.
+    """
+
+    folded_weight: Tensor
+    folded_bias: Tensor
+
+    @staticmethod
+    def adopt_with(module: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        """Make a convolution a folded one where it stands."""
+        module.__class__ = FoldedConv2d
+        module.register_buffer("folded_weight", None, persistent=False)
+        module.register_buffer("folded_bias", None, persistent=False)
+        cast("FoldedConv2d", module).fold(norm)
+
+    @torch.no_grad()
+    def fold(self, norm: nn.BatchNorm2d) -> None:
+        """Compute the folded weights from the present state of the convolution and of `norm` (in float64)."""
+        mean, variance = cast("Tensor", norm.running_mean).double(), cast("Tensor", norm.running_var).double()
+        scale = (variance + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight.double()
+        bias = -mean if self.bias is None else self.bias.double() - mean
+        shift = bias * scale if norm.bias is None else bias * scale + norm.bias.double()
+        weight = self.weight.double() * scale.reshape(-1, 1, 1, 1)
+        self.folded_weight = weight.to(self.weight.dtype, memory_format=torch.channels_last)
+        self.folded_bias = shift.to(self.weight.dtype)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, activation: Activation = "none") -> Tensor:
+        """`activation(norm(conv(x)) + residual)` with the running statistics."""
+        return self._convolve(x, self.folded_weight, self.folded_bias, residual, activation)
+
+
+class AddReLU(nn.Module):
+    """`relu(x + residual)`, or `relu(x)`, in one pass; with "relu6" clamped at 6.
+
+    Takes whatever `torch.relu` takes: what our operator does not (fewer than two dimensions, integers, a residual
+    that must be broadcast) goes to PyTorch's.
+    """
+
+    def __init__(self, activation: Activation = "relu") -> None:
+        super().__init__()
+        if activation not in BOUNDS:
+            raise InvalidArgumentError.field("AddReLU.activation", activation, "one of " + ", ".join(BOUNDS))
+        self.activation = activation
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The sizes of x (of x + residual)."""
+        if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+            x, residual = x + residual, None
+        if x.dim() < 2 or not x.is_floating_point():
+            return clamp(x if residual is None else x + residual, self.activation)
+        return bias_relu(x, None, residual, activation=self.activation)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return self.activation
+
+
+class ConvBNReLU(nn.Module):
+    """Convolution, BatchNorm, activation, with an optional residual added before the activation.
+
+    The building block for networks written on our operators; `fuse(model, inference=True)` folds it.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, dilation, groups: as in `torch.nn.Conv2d`.
+        padding: default: such that stride 1 keeps the sizes (odd kernels).
+        activation: "none", "relu" or "relu6".
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: int | None = None,
+        dilation: int = 1,
+        groups: int = 1,
+        *,
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__()
+        padding = dilation * (kernel_size - 1) // 2 if padding is None else padding
+        self.conv = Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.act = AddReLU(activation)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """`activation(norm(conv(x)) + residual)`, [N, K, P, Q]."""
+        y: Tensor = self.act(self.norm(self.conv(x)), residual)
+        return y
+
+
+def clamp(x: Tensor, activation: Activation) -> Tensor:
+    """The activation by PyTorch's own operators."""
+    if activation == "none":
+        return x
+    return F.relu6(x) if activation == "relu6" else F.relu(x)
