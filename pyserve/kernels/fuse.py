@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import types
 from collections.abc import Callable
 from typing import Any, cast
@@ -16,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from pyserve.errors import InvalidArgumentError
 from pyserve.kernels.layers import AddReLU, Conv2d, FoldedConv2d
-from pyserve.kernels.rewrite import Rewriter
+from pyserve.kernels.rewrite import AUGMENTED, Rewriter
 
 
 def fuse(model: nn.Module, *, inference: bool) -> FusedModel:
@@ -164,6 +165,28 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         ours = isinstance(module, Conv2d | AddReLU)
         return ours or super().is_leaf_module(module, qualified_name) or not _holds_fusable(module)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """A stand-in that remembers `x += y` as such; torch.fx's own makes `x = x + y` of it, and an alias of x
+        would keep the old numbers."""
+        return _Proxy(node, self)
+
+
+class _Proxy(fx.Proxy):
+    """See `_Tracer.proxy`."""
+
+
+def _remember(name: str) -> None:
+    function = getattr(operator, f"i{name}")
+
+    def in_place(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    setattr(_Proxy, f"__i{name}__", in_place)
+
+
+for _name in AUGMENTED:
+    _remember(_name)
 
 
 def _holds_fusable(module: nn.Module) -> bool:

@@ -22,11 +22,22 @@ _FUNCTIONS: dict[Any, tuple[Activation, bool]] = {  # the activation, and whethe
 _METHODS: dict[str, tuple[Activation, bool]] = {"relu": ("relu", False), "relu_": ("relu", True)}
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _ADDITIONS_IN_PLACE = (operator.iadd, "add_")
-_WORK_IN_PLACE = {
-    operator.setitem,
-    *(getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")),
-    *(getattr(operator, f"i{name}") for name in ("and", "or", "xor", "lshift", "rshift", "matmul")),
-}
+AUGMENTED = (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+    "matmul",
+)
+_WORK_IN_PLACE = {operator.setitem, *(getattr(operator, f"i{name}") for name in AUGMENTED)}
 
 
 class Rewriter:
