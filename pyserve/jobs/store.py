@@ -11,10 +11,10 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import logging
 import sqlite3
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -41,8 +41,6 @@ from pyserve.jobs.records import (
 )
 from pyserve.spec import JobSpec
 
-log = logging.getLogger(__name__)
-
 _ALLOWED = {
     JobState.QUEUED: {JobState.RUNNING, JobState.CANCELLED},
     JobState.RUNNING: {JobState.CANCELLING, JobState.INTERRUPTED, JobState.SUCCEEDED, JobState.FAILED},
@@ -54,6 +52,10 @@ _ARTIFACTS = TypeAdapter(tuple[Artifact, ...])
 _DEFAULT_PAGE, _MAX_PAGE = 100, 1000
 _NAMED_IN_ERRORS = 10
 _QUEUE_RETRY_S = 10.0
+
+
+class StaleAttemptError(AbortedError):
+    """A worker wanted to write whose attempt is no longer the one that runs."""
 
 
 class JobStore:
@@ -167,7 +169,7 @@ class JobStore:
             The event's sequence number.
 
         Raises:
-            AbortedError: the attempt is no longer current, or the job no longer runs.
+            StaleAttemptError: the attempt is no longer current, or the job no longer runs.
         """
         with self._database.write() as db:
             row = _fenced_row(db, name, attempt)
@@ -192,7 +194,7 @@ class JobStore:
         """End an attempt: SUCCEEDED, FAILED, CANCELLED or INTERRUPTED (of a job that is CANCELLING: CANCELLED).
 
         Raises:
-            AbortedError: the attempt is no longer current, or the job no longer runs.
+            StaleAttemptError: the attempt is no longer current, or the job no longer runs.
         """
         with self._database.write() as db:
             row = _fenced_row(db, name, attempt)
@@ -271,7 +273,7 @@ def _row(db: sqlite3.Connection, name: str) -> sqlite3.Row:
 def _fenced_row(db: sqlite3.Connection, name: str, attempt: int) -> sqlite3.Row:
     row = _row(db, name)
     if row["attempt"] != attempt or JobState(row["state"]) not in ACTIVE:
-        raise AbortedError(
+        raise StaleAttemptError(
             f"{name} is {row['state']} in attempt {row['attempt']}: the worker of attempt {attempt} may not write"
         )
     return row
@@ -338,12 +340,10 @@ def _encode_token(number: int, states: str) -> str:
 
 
 def _decode_token(token: str, states: str) -> int:
-    try:
+    with suppress(binascii.Error, ValueError, TypeError):
         number, of_states = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
         if of_states == states:
             return int(number)
-    except (binascii.Error, ValueError, TypeError):
-        log.debug("a page token that is none: %r", token[:100])
     raise InvalidArgumentError.field(
         "page_token", token[:100], "next_page_token of the page before, asked for with the same states"
     )
