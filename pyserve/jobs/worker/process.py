@@ -1,0 +1,170 @@
+"""Being a worker: the order, requests to stop, the end with the server, and errors as the job's end."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import logging
+import os
+import signal
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyserve.errors import InternalError, PyserveError, ResourceExhaustedError, status_name
+from pyserve.jobs.events import JobState
+from pyserve.jobs.paths import job_folder, strike_folders
+from pyserve.jobs.records import JobError
+from pyserve.jobs.runner import StopKind, WorkerOrder
+from pyserve.jobs.store import JobStore, StaleAttemptError
+from pyserve.jobs.worker.report import Ending, JobReport
+from pyserve.spec import TrainSpec
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+log = logging.getLogger(__name__)
+
+EXIT_STALE = 3  # somebody else has the job, or nobody should
+EXIT_ORPHANED = 4  # the server is gone
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class Control:
+    """What the worker was asked to do, by the server or by a signal."""
+
+    stop: StopKind | None = None
+    reason: str = "the server stopped while the job was running"
+
+    def listen(self) -> None:
+        """Begin to read stdin; its end means that the server is gone, and ends this process mid-step."""
+        threading.Thread(target=self._read, name="control", daemon=True).start()
+        signal.signal(signal.SIGTERM, self._terminate)
+
+    def _read(self) -> None:
+        for line in sys.stdin.buffer:
+            word = line.strip()
+            if word == b"cancel":
+                self.stop = "cancel"
+            elif word == b"interrupt":
+                self.stop = self.stop or "interrupt"
+        os._exit(EXIT_ORPHANED)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        self.stop = self.stop or "interrupt"
+        self.reason = f"the worker was asked to end by signal {number} ({signal.Signals(number).name})"
+
+
+def main(argv: list[str]) -> int:
+    """Do what the order says.
+
+    Args:
+        argv: the order, JSON of a `WorkerOrder`.
+
+    Returns:
+        Exit status: 0 where the store tells how the job ended.
+    """
+    order = WorkerOrder.model_validate_json(argv[0])
+    wake = _take_stdout()
+    control = Control()
+    control.listen()
+    _die_with_parent()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    with _alone(order):
+        store = JobStore(order.store_path)
+        report = JobReport(store, order, wake)
+        try:
+            return _work(order, report, control)
+        except StaleAttemptError as error:
+            log.warning("%s", error)
+            return EXIT_STALE
+        finally:
+            store.close()
+
+
+def _work(order: WorkerOrder, report: JobReport, control: Control) -> int:
+    report.check()
+    log.info("%s, attempt %d, process %d", order.name, order.attempt, os.getpid())
+    try:
+        ending = _run(order, report, control)
+    except StaleAttemptError:
+        raise
+    except Exception as error:
+        log.exception("%s ends with an error", order.name)
+        ending = failure(error)
+    report.finish(ending)
+    return 0
+
+
+def _run(order: WorkerOrder, report: JobReport, control: Control) -> Ending:
+    import torch
+
+    torch.set_num_threads(order.threads or len(os.sched_getaffinity(0)))
+    spec = report.record.spec
+    if isinstance(spec, TrainSpec):
+        from pyserve.jobs.worker.train import run_training
+
+        return run_training(spec, order, report, control)
+    from pyserve.jobs.worker.find_lr import run_range_test
+
+    return run_range_test(spec, order, report, control)
+
+
+def failure(error: Exception) -> Ending:
+    """How a job ends by an exception. A full disk interrupts only: with room the job can go on."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return Ending(JobState.INTERRUPTED, "the server's disk is full; resume the job when there is room")
+    told = _as_ours(error)
+    message = strike_folders(told.message)
+    return Ending(JobState.FAILED, message, error=JobError(status=status_name(told), message=message))
+
+
+def _as_ours(error: Exception) -> PyserveError:
+    if isinstance(error, PyserveError):
+        return error
+    if _is_out_of_memory(error):
+        return ResourceExhaustedError("memory ran out: use a smaller batch_size or image_size")
+    kind = type(error).__name__
+    return InternalError(f"an unexpected error in pyserve ({kind}); the job's worker.log on the server tells more")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    if isinstance(error, sqlite3.Error):
+        return False
+    on_cpu = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+def _take_stdout() -> Callable[[], None]:
+    """Keep stdout for waking the server; what libraries print goes to stderr."""
+    pipe = os.dup(1)
+    os.dup2(2, 1)
+
+    def wake() -> None:
+        os.write(pipe, b"\n")
+
+    return wake
+
+
+def _die_with_parent() -> None:
+    """On Linux: be killed when the server dies, even where this interpreter is stuck in a library."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextmanager
+def _alone(order: WorkerOrder) -> Iterator[None]:
+    """Wait until an earlier worker of this job has really ended: two must not write into one folder."""
+    folder = job_folder(order.data_dir, order.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "worker.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
