@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inference": {"models", "data", "kernels"},
     "insight": {"inference", "data", "kernels"},
     "jobs": {"data", "inference"},  # whatever does not load torch: see NEVER_LOAD_TORCH
-    "jobs.worker": {"jobs", "training", "insight", "inference", "data"},
+    "jobs.worker": {"jobs", "training", "insight", "inference", "data", "models", "kernels"},
     "server": {"jobs", "inference", "insight", "data", "kernels", "v1"},
     "client": {"v1"},
     "cli": {"client", "v1"},  # server: see below

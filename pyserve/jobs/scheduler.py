@@ -74,7 +74,8 @@ class Scheduler:
         self._settings = settings
         self._data_dir = settings.data_dir.resolve()
         self._kill_after_s = kill_after_s
-        self._running: dict[str, _Running] = {}
+        # by name and attempt: a worker that has said its last word may still be there when the next one starts
+        self._running: dict[tuple[str, int], _Running] = {}
         self._listeners: dict[str, set[asyncio.Event]] = {}
         self._wake = asyncio.Event()
         self._changing = asyncio.Lock()  # what the store says of a job and `_running` change together
@@ -137,8 +138,9 @@ class Scheduler:
         """
         async with self._changing:
             record = await asyncio.to_thread(self._store.cancel, name)
-            if record.state is JobState.CANCELLING and name in self._running:
-                self._running[name].ask_to_stop("cancel")
+            running = self._running.get((name, record.attempt))
+            if record.state is JobState.CANCELLING and running is not None:
+                running.ask_to_stop("cancel")
         self._notify(name)
         return record
 
@@ -235,7 +237,7 @@ class Scheduler:
             if record is None:
                 return False
             running = _Running(record)
-            self._running[record.name] = running
+            self._running[record.name, record.attempt] = running
         self._notify(record.name)
         running.task = asyncio.create_task(self._run(running))
         return True
@@ -250,7 +252,7 @@ class Scheduler:
             running.kill("the worker could not be started; the server's log says why")
             reason = ""
         state = await self._close_attempt(running.record, running.end_reason or reason)
-        del self._running[name]
+        del self._running[name, running.record.attempt]
         log.info("%s is %s", name, state.value)
         self._notify(name)
 

@@ -31,7 +31,12 @@ def main() -> None:
         sys.exit(0)
     if what == "deaf":
         time.sleep(600)
-    if what == "waits":
+    if what == "lingers" and order.attempt == 1:
+        store.finish(order.name, order.attempt, JobState.INTERRUPTED, "enough for today")
+        print(flush=True)
+        time.sleep(1)
+        return
+    if what in ("waits", "lingers"):
         word = sys.stdin.readline().strip()
         if not word:
             os._exit(4)

@@ -13,7 +13,7 @@ from pyserve.config import Settings
 from pyserve.jobs.events import Event, JobState, StateChange
 from pyserve.jobs.paths import STORE_FILE
 from pyserve.jobs.records import TrainResult
-from pyserve.jobs.runner import LocalRunner
+from pyserve.jobs.runner import LocalRunner, LocalWorker
 from pyserve.jobs.scheduler import Scheduler
 from pyserve.jobs.store import JobStore
 from pyserve.spec import TrainSpec
@@ -59,6 +59,21 @@ async def scheduling(
     finally:
         await scheduler.drain(20)
         store.close()
+
+
+def worker_of(scheduler: Scheduler, name: str) -> LocalWorker:
+    """The worker that runs a job."""
+    worker = scheduler._running[name, scheduler._store.get(name).attempt].worker
+    assert isinstance(worker, LocalWorker)
+    return worker
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 async def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import pytest
 
 from pyserve.jobs.paths import WORKER_LOG, job_folder
 from pyserve.jobs.runner import LocalRunner, WorkerOrder, exit_reason
+from tests.jobs.support import alive, eventually
 
 NAME = "jobs/01890000-0000-7000-8000-000000000000"
 
@@ -89,13 +88,4 @@ async def test_kill_takes_the_whole_group(tmp_path: Path) -> None:
     worker.kill()
     assert "signal 9 (SIGKILL)" in await worker.wait()
     worker.kill()  # it is gone: nothing happens
-    for _ in range(500):
-        try:
-            os.kill(child, 0)
-            if Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":  # noqa: ASYNC240
-                return
-        except (ProcessLookupError, FileNotFoundError):
-            return
-        await asyncio.sleep(0.02)
-    os.kill(child, signal.SIGKILL)
-    pytest.fail("the worker's own child lives on")
+    await eventually(lambda: not alive(child))

@@ -20,7 +20,7 @@ from pyserve.jobs.paths import STORE_FILE
 from pyserve.jobs.scheduler import SERVER_STOPPED, Scheduler
 from pyserve.jobs.store import JobStore
 from pyserve.spec import FindLearningRateSpec
-from tests.jobs.support import RESULT, eventually, scheduling, spec, states, story
+from tests.jobs.support import RESULT, alive, eventually, scheduling, spec, states, story
 
 MISSING = "jobs/01890000-0000-7000-8000-000000000000"
 
@@ -118,6 +118,17 @@ async def test_resume_goes_on_in_the_same_log(tmp_path: Path) -> None:
         assert scheduler._store.get(job.name).attempt == 2
         with pytest.raises(FailedPreconditionError, match="is SUCCEEDED"):
             await scheduler.resume(job.name)
+
+
+async def test_resume_while_the_worker_before_is_still_ending(tmp_path: Path) -> None:
+    async with scheduling(tmp_path) as scheduler:
+        job = await scheduler.submit(spec("lingers"))
+        assert await ended(scheduler, job.name) == (JobState.INTERRUPTED, "enough for today")
+        await scheduler.resume(job.name)
+        await eventually(lambda: len(scheduler._running) == 2)
+        await eventually(lambda: len(scheduler._running) == 1)
+        await scheduler.cancel(job.name)
+        assert await ended(scheduler, job.name) == (JobState.CANCELLED, "heard cancel")
 
 
 async def test_a_worker_that_cannot_be_started(tmp_path: Path) -> None:
@@ -240,12 +251,12 @@ async def test_resume_on_start(tmp_path: Path) -> None:
 _SERVER = """
 import asyncio, sys
 from pathlib import Path
-from tests.jobs.support import scheduling, spec
+from tests.jobs.support import scheduling, spec, worker_of
 async def main():
     async with scheduling(Path(sys.argv[1])) as scheduler:
         job = await scheduler.submit(spec("waits"))
         await scheduler.wait_for_event(job.name, 5, 30)
-        print(job.name, next(iter(scheduler._running.values())).worker.pid, flush=True)
+        print(job.name, worker_of(scheduler, job.name).pid, flush=True)
         await asyncio.sleep(600)
 asyncio.run(main())
 """
@@ -258,16 +269,9 @@ async def test_a_killed_server_leaves_no_worker_and_no_running_job(tmp_path: Pat
     server.kill()
     server.wait()
     server.stdout.close()
-    await eventually(lambda: not _alive(int(pid)))
+    await eventually(lambda: not alive(int(pid)))
     async with scheduling(tmp_path) as scheduler:
         assert await ended(scheduler, name) == (JobState.INTERRUPTED, SERVER_STOPPED)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 async def test_request_ids(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pyserve.data.catalog import Catalog
-from pyserve.insight.figures import FigureFile, lr_curve
 from pyserve.jobs.events import CurvePoint, JobState
 from pyserve.jobs.records import LearningRateResult, Suggestion
 from pyserve.jobs.worker.artifacts import keep_figure
@@ -16,6 +15,7 @@ from pyserve.training.lr_finder import LrFinderResult, find_learning_rate
 from pyserve.training.range_test import RangeTest
 
 if TYPE_CHECKING:
+    from pyserve.insight.figures import FigureFile
     from pyserve.jobs.runner import WorkerOrder
     from pyserve.jobs.worker.process import Control
     from pyserve.jobs.worker.report import JobReport
@@ -35,6 +35,8 @@ def run_range_test(spec: FindLearningRateSpec, order: WorkerOrder, report: JobRe
 
 
 def _figure(found: LrFinderResult) -> Sequence[FigureFile]:
+    from pyserve.insight.figures import lr_curve  # matplotlib is slow to load, and needed last
+
     rates = {rule: s.learning_rate for rule, s in found.suggestions.items() if s.learning_rate is not None}
     spreads = {
         rule: (s.lowest, s.highest)

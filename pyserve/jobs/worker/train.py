@@ -17,7 +17,6 @@ from pyserve.errors import FailedPreconditionError
 from pyserve.inference.bundle import save_bundle
 from pyserve.inference.description import Preprocessing
 from pyserve.inference.model_store import ModelInfo, ModelStore
-from pyserve.insight.figures import FigureFile, filters, training_curves
 from pyserve.jobs.events import Event, JobState, StepDone
 from pyserve.jobs.lr_from import finder_of
 from pyserve.jobs.paths import CACHE_FOLDER, job_folder
@@ -30,6 +29,7 @@ from pyserve.training.recipe import TrainDirs, TrainOutcome, train
 
 if TYPE_CHECKING:
     from pyserve.data.manifest import Manifest
+    from pyserve.insight.figures import FigureFile
     from pyserve.jobs.runner import WorkerOrder
     from pyserve.jobs.worker.process import Control
     from pyserve.jobs.worker.report import JobReport
@@ -185,6 +185,8 @@ def _provenance(spec: TrainSpec, manifest: Manifest, order: WorkerOrder) -> dict
 
 
 def _curves(outcome: TrainOutcome, report: JobReport) -> Sequence[FigureFile]:
+    from pyserve.insight.figures import training_curves  # matplotlib is slow to load, and needed last
+
     steps = {e.payload.step: e.payload for e in _events(report) if isinstance(e.payload, StepDone)}
     every = len(steps) // _CURVE_POINTS + 1
     epochs = outcome.history[-1]["epoch"] / outcome.history[-1]["step"]
@@ -201,5 +203,7 @@ def _events(report: JobReport) -> Iterator[Event]:
 
 
 def _filters(model: nn.Module) -> Sequence[FigureFile]:
+    from pyserve.insight.figures import filters
+
     first = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
     return filters(first.weight.detach().float().numpy())

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import errno
+import re
+import sqlite3
+
+import pytest
+import torch
+
+from pyserve.errors import DataLossError, NotFoundError
+from pyserve.jobs.events import JobState
+from pyserve.jobs.worker.process import failure
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (NotFoundError("datasets/x does not exist"), "NOT_FOUND", "datasets/x does not exist"),
+        (DataLossError("/srv/data/a.bin is damaged"), "DATA_LOSS", "a.bin is damaged"),
+        (MemoryError(), "RESOURCE_EXHAUSTED", "memory ran out"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "RESOURCE_EXHAUSTED", "memory ran out"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "RESOURCE_EXHAUSTED", "memory ran out"),
+        (KeyError("secret"), "INTERNAL", r"unexpected error in pyserve \(KeyError\)"),
+        (sqlite3.OperationalError("database is locked"), "INTERNAL", "OperationalError"),
+    ],
+)
+def test_an_exception_fails_the_job_with_a_sentence(error: Exception, status: str, sentence: str) -> None:
+    ending = failure(error)
+    assert ending.state is JobState.FAILED
+    assert ending.error is not None
+    assert (ending.error.status, ending.error.message) == (status, ending.reason)
+    assert re.search(sentence, ending.reason)
+    assert "secret" not in ending.reason
+    assert "/srv" not in ending.reason
+
+
+def test_a_full_disk_only_interrupts() -> None:
+    ending = failure(OSError(errno.ENOSPC, "No space left on device", "/srv/data/x"))
+    assert (ending.state, ending.error) == (JobState.INTERRUPTED, None)
+    assert "disk is full" in ending.reason
