@@ -12,7 +12,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -147,9 +147,15 @@ def _take_stdout() -> Callable[[], None]:
     """Keep stdout for waking the server; what libraries print goes to stderr."""
     pipe = os.dup(1)
     os.dup2(2, 1)
+    return waker(pipe)
+
+
+def waker(pipe: int) -> Callable[[], None]:
+    """What wakes the reader of a pipe; where there is none any more nothing happens: `Control` sees to that end."""
 
     def wake() -> None:
-        os.write(pipe, b"\n")
+        with suppress(BrokenPipeError):
+            os.write(pipe, b"\n")
 
     return wake
 

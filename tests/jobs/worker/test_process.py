@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sqlite3
 
@@ -9,7 +10,7 @@ import torch
 
 from pyserve.errors import DataLossError, NotFoundError
 from pyserve.jobs.events import JobState
-from pyserve.jobs.worker.process import failure
+from pyserve.jobs.worker.process import failure, waker
 
 
 @pytest.mark.parametrize(
@@ -38,3 +39,13 @@ def test_a_full_disk_only_interrupts() -> None:
     ending = failure(OSError(errno.ENOSPC, "No space left on device", "/srv/data/x"))
     assert (ending.state, ending.error) == (JobState.INTERRUPTED, None)
     assert "disk is full" in ending.reason
+
+
+def test_a_wake_that_nobody_reads_is_no_error_of_the_job() -> None:
+    reader, writer = os.pipe()
+    wake = waker(writer)
+    wake()
+    assert os.read(reader, 10) == b"\n"
+    os.close(reader)
+    wake()
+    os.close(writer)
