@@ -7,5 +7,7 @@ store.py       jobs and their logs; who may write what when
 runner.py      starts workers: local processes here, other machines elsewhere
 scheduler.py   the queue, cancel, resume, recovery, drain, watchers
 data_lock.py   one server per data folder
-worker.py      a job's own process, and the only module here that loads torch
+lr_from.py     taking the learning rate that a range test has found
+paths.py       where a job's files lie; sentences without the server's folders
+worker/        a job's own process, and the only room here that loads torch
 """

@@ -151,7 +151,7 @@ def _take_stdout() -> Callable[[], None]:
 
 
 def waker(pipe: int) -> Callable[[], None]:
-    """What wakes the reader of a pipe; where there is none any more nothing happens: `Control` sees to that end."""
+    """What wakes the reader of a pipe; without a reader it does nothing, for `Control` sees to that end."""
 
     def wake() -> None:
         with suppress(BrokenPipeError):
