@@ -89,13 +89,17 @@ def save_bundle(
     """
     side = preprocessing.presize
     if golden_inputs.dtype != torch.uint8 or golden_inputs.ndim != 4 or not len(golden_inputs):
-        raise InvalidArgumentError.field("golden_inputs", _form(golden_inputs), f"uint8 [N, 3, {side}, {side}], N ≥ 1")
+        raise InvalidArgumentError.field(
+            "golden_inputs", _form(golden_inputs), f"uint8 [N, 3, {side}, {side}], N ≥ 1"
+        )
     if tuple(golden_inputs.shape[1:]) != (3, side, side):
         raise InvalidArgumentError.field("golden_inputs", _form(golden_inputs), f"uint8 [N, 3, {side}, {side}]")
     inputs = golden_inputs.detach().cpu().contiguous()
     outputs = _plain_logits(model, inputs, preprocessing)
     if outputs.shape != (len(inputs), len(labels)):
-        raise InvalidArgumentError.field("labels", f"{len(labels)} labels", f"{outputs.shape[-1]}, as the model has")
+        raise InvalidArgumentError.field(
+            "labels", f"{len(labels)} labels", f"{outputs.shape[-1]}, as the model has"
+        )
     if not bool(outputs.isfinite().all()):
         raise InvalidArgumentError("model: its answers to the golden pictures are not finite numbers")
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
@@ -215,7 +219,9 @@ def _check_file(path: Path, expected: FileRecord, name: str) -> None:
             f"{name}: {path.name} is damaged: got {found.size_bytes} bytes, expected {expected.size_bytes}"
         )
     if found.sha256 != expected.sha256:
-        raise DataLossError(f"{name}: {path.name} is damaged: its checksum differs from the one in {DESCRIPTION_FILE}")
+        raise DataLossError(
+            f"{name}: {path.name} is damaged: its checksum differs from the one in {DESCRIPTION_FILE}"
+        )
 
 
 def _form(tensor: torch.Tensor) -> str:

@@ -198,7 +198,9 @@ class ModelStore:
 
     def _read(self, model_id: str, version: int) -> ModelInfo:
         folder = self._root / model_id / str(version)
-        return ModelInfo(model_id, version, folder, read_description(folder, f"models/{model_id}/versions/{version}"))
+        return ModelInfo(
+            model_id, version, folder, read_description(folder, f"models/{model_id}/versions/{version}")
+        )
 
     def _readable(self) -> Iterator[ModelInfo]:
         for model_id in self._ids():

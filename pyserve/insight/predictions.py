@@ -171,9 +171,7 @@ def most_confused(counts: npt.NDArray[np.integer], labels: Sequence[str], count:
     flat = wrong.ravel()
     chosen = _descending(flat, np.flatnonzero(flat))[:count]
     rows, columns = np.divmod(chosen, len(labels))
-    return [
-        ConfusedPair(labels[i], labels[j], int(counts[i, j])) for i, j in zip(rows, columns, strict=True)
-    ]
+    return [ConfusedPair(labels[i], labels[j], int(counts[i, j])) for i, j in zip(rows, columns, strict=True)]
 
 
 def _descending(keys: npt.NDArray[np.number], indices: Indices) -> Indices:

@@ -164,7 +164,9 @@ class Upload:
                 raise DataError.field(
                     "header.size_bytes", self._plan.size_bytes, f"at least the {total} bytes sent"
                 )
-            self._opened_file().write(chunk)
+            file = self._opened_file()
+            file.write(chunk)
+            file.flush()  # what QueryUpload counts must survive a crash of this process
             self._hash.update(chunk)
             self._received = total
 
@@ -188,7 +190,6 @@ class Upload:
                 if self._hash.hexdigest() != self._plan.sha256:
                     expected = f"{self._hash.hexdigest()}, the SHA-256 of the bytes that arrived"
                     raise DataError.field("header.sha256", self._plan.sha256, expected)
-                self._opened_file().flush()
                 self._result = make(self._part)
             if self._plan.request_id:
                 self._ledger.finish(self._key, self._result)

@@ -16,7 +16,8 @@ from pyserve.insight.figures.style import INK, WIDTH_IN, even_colours, figure, l
 
 _POINTS_PER_INCH = 72
 _MAX_WIDTH_IN = 14.0
-_MAX_CELL_IN = 0.9
+_MAX_CELL_IN = 1.5
+_MIN_WIDTH_IN = 7.4
 _LABELLED_CELL_IN = 0.095  # below this a label in the smallest type no longer fits beside its row
 _DIGIT_WIDTH = 0.64  # of the type size, DejaVu Sans
 # Rare confusions are what one looks for: the colour grows with the square root of a share, so that 1 % is seen.
@@ -40,13 +41,15 @@ def confusion_matrix(
     """
     classes = len(labels)
     if not classes or counts.shape != (classes, classes):
-        raise InvalidArgumentError.field("counts", list(counts.shape), f"[{classes}, {classes}], as many as labels")
+        raise InvalidArgumentError.field(
+            "counts", list(counts.shape), f"[{classes}, {classes}], as many as labels"
+        )
     texts = label_texts(labels, 24 if classes <= 30 else 18)
     margin_in = 0.9 + 0.085 * max(len(t) for t in texts)
     cell_in = min(max((WIDTH_IN - margin_in - 1.2) / classes, _LABELLED_CELL_IN), _MAX_CELL_IN)
     cell_in = min(cell_in, (_MAX_WIDTH_IN - margin_in - 1.2) / classes)
     side_in = cell_in * classes
-    built = new_figure(max(side_in + margin_in + 0.3, 4.0), max(side_in + margin_in + 1.4, 6.4))
+    built = new_figure(side_in + margin_in + 0.6, max(side_in + margin_in + 1.4, _MIN_WIDTH_IN))
     axes = built.add_subplot()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     norm = PowerNorm(_GAMMA, vmin=0.0, vmax=1.0)
@@ -58,7 +61,7 @@ def confusion_matrix(
     bar.ax.minorticks_off()
     bar.set_label("share of the class's pictures")
     bar.outline.set_visible(False)  # type: ignore[operator]
-    axes.set_title(f"{title}: {_summary(counts)}")
+    built.suptitle(f"{title}: {_summary(counts)}", x=0.02, ha="left", fontsize=13)
     return built
 
 

@@ -29,9 +29,7 @@ def filters(weights: npt.NDArray[np.floating], *, title: str = "First-layer filt
     if weights.ndim != 4 or weights.shape[1] not in (1, 3) or 0 in weights.shape:
         raise InvalidArgumentError.field("weights", list(weights.shape), "[K, 3, R, S] or [K, 1, R, S], K ≥ 1")
     count, _, height, width = weights.shape
-    columns = min(count, max(1, round(math.sqrt(count * _WIDTH_TO_HEIGHT * height / width))))
-    if columns > 2:  # full rows where a number nearby divides
-        columns = min(range(max(columns - 3, 1), min(columns + 4, count + 1)), key=lambda c: (-count % c, abs(c - columns)))
+    columns = _columns(count, height / width)
     rows = math.ceil(count / columns)
     tile_in = min((WIDTH_IN - 2 * _BORDER_IN) / (columns + (columns - 1) * _GAP), 1.6)
     step_in = tile_in * (1 + _GAP)
@@ -47,9 +45,20 @@ def filters(weights: npt.NDArray[np.floating], *, title: str = "First-layer filt
     axes.set_xlim(0, WIDTH_IN)
     axes.set_ylim(height_in, 0)
     axes.text(_BORDER_IN, 0.22, f"{title}: {count} of {height} × {width}", fontsize=13, va="center", color=INK)
-    explanation = "mid grey is 0, brighter is positive, darker negative; each filter scaled to its own largest weight"
+    explanation = (
+        "mid grey is 0, brighter is positive, darker negative; each filter scaled to its own largest weight"
+    )
     axes.text(_BORDER_IN, 0.52, explanation, fontsize=8.5, va="center", color=MUTED)
     return built
+
+
+def _columns(count: int, height_to_width: float) -> int:
+    """A wide grid, its last row full where a number nearby divides."""
+    ideal = round(math.sqrt(count * _WIDTH_TO_HEIGHT * height_to_width))
+    candidates = range(max(math.ceil(0.6 * ideal), 1), max(math.floor(1.5 * ideal), 1) + 1)
+    return min(
+        (c for c in candidates if c <= count), key=lambda c: (-count % c, abs(c - ideal), -c), default=count
+    )
 
 
 def filter_tiles(weights: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

@@ -141,7 +141,9 @@ def _mark_suggestions(
         rate = suggestions[name]
         if name in spreads and spreads[name][1] > spreads[name][0]:
             axes.axvspan(*spreads[name], color=colour, alpha=0.10, linewidth=0)
-        axes.axvline(rate, color=colour, linewidth=2.0 if chosen else 1.2, linestyle="-" if chosen else (0, (4, 3)))
+        axes.axvline(
+            rate, color=colour, linewidth=2.0 if chosen else 1.2, linestyle="-" if chosen else (0, (4, 3))
+        )
         axes.plot(
             [rate],
             [_at(curve, rate)],
@@ -211,4 +213,3 @@ def spread_out(wanted: Sequence[float], widths: Sequence[float], gap: float) -> 
     lowest = widths[0] / 2 if widths else 0.0
     highest = 1 - widths[-1] / 2 - offsets[-1] if widths else 0.0
     return [offset + max(min(shift, highest), lowest) for offset, shift in zip(offsets, shifts, strict=True)]
-

@@ -53,7 +53,8 @@ _RC = {
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
-    "legend.frameon": False,
+    "legend.framealpha": 0.9,
+    "legend.edgecolor": "white",
     "svg.fonttype": "none",  # texts stay texts: small files that can be searched
     "svg.hashsalt": "pyserve",
 }
@@ -104,6 +105,9 @@ def _render(name: str, built: Figure) -> tuple[FigureFile, FigureFile]:
 def new_figure(height_in: float, width_in: float = WIDTH_IN, *, layout: Any = "constrained") -> Figure:
     """An empty figure, laid out by matplotlib unless `layout` is None."""
     built = Figure(figsize=(width_in, height_in), dpi=DPI, layout=layout, facecolor="white")
+    engine = built.get_layout_engine()
+    if engine is not None:
+        engine.set(w_pad=0.1, h_pad=0.1)  # inches around each axes
     FigureCanvasAgg(built)  # measures texts
     return built
 
@@ -166,7 +170,9 @@ def even_colours() -> ListedColormap:
 
 
 def _oklab_to_srgb(lab: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    to_lms = np.array([[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]])
+    to_lms = np.array(
+        [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
+    )
     to_rgb = np.array(
         [
             [4.0767416621, -3.3077115913, 0.2309699292],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pyserve.errors import InvalidArgumentError
 from pyserve.insight.figures.style import BLUE, GREEN, INK, MUTED, VERMILION, figure, new_figure, percent
@@ -47,7 +48,7 @@ def training_curves(
         _draw_rate(axes[-1], steps)
     last = max(e["epoch"] for e in history)
     for each in axes:
-        each.set_xlim(0 if steps else min(0.75, last - 0.5), last + 0.02 * last)
+        each.set_xlim(*((0, 1.02 * last) if steps else (0.5, last + 0.5)))
         each.set_xlabel("epoch")
         each.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
         if best_epoch:
@@ -84,7 +85,12 @@ def _draw_loss(
         axes.plot(epochs, values, color=BLUE, linewidth=0.9, alpha=0.45)
     axes.plot(*_column(history, "train_loss"), color=BLUE, marker=marker, markersize=4, label="training")
     axes.plot(
-        *_column(history, "loss"), color=VERMILION, marker=marker and "s", markersize=4, linestyle="--", label="validation"
+        *_column(history, "loss"),
+        color=VERMILION,
+        marker=marker and "s",
+        markersize=4,
+        linestyle="--",
+        label="validation",
     )
     shown = np.concatenate([_column(history, key)[1] for key in ("train_loss", "loss")])
     shown = shown[np.isfinite(shown)]
@@ -102,24 +108,35 @@ def _draw_accuracy(axes: Axes, history: Sequence[Mapping[str, float]], best_epoc
     axes.plot(epochs, values, color=GREEN, marker=marker, markersize=4)
     best = _entry(history, best_epoch)
     if best is not None:
-        axes.plot([best_epoch], [best["accuracy"]], marker="*", markersize=16, color=GREEN, markeredgecolor="white")
-        right = len(history) > 1 and best_epoch > (epochs.max() + epochs.min()) / 2
+        axes.plot(
+            [best_epoch], [best["accuracy"]], marker="*", markersize=16, color=GREEN, markeredgecolor="white"
+        )
         axes.annotate(
             f"epoch {best_epoch}: {percent(best['accuracy'])}",
             xy=(best_epoch, best["accuracy"]),
-            xytext=(-10 if right else 10, -16),
+            xytext=(0, 11),
             textcoords="offset points",
-            ha="right" if right else "left",
-            va="top",
+            ha=_side(best_epoch, epochs),
+            va="bottom",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
             color=INK,
             fontweight="bold",
         )
     if len(values):
-        low = float(values.min())
-        margin = max((1 - low) * 0.08, 0.005)
-        axes.set_ylim(max(low - 2 * margin, 0), min(float(values.max()) + margin, 1.0 + margin / 4))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=" %"))
+        low, high = float(values.min()), float(values.max())
+        height = max(high - low, 0.02)
+        axes.set_ylim(low - 0.1 * height, high + 0.18 * height)  # room for the words above the best
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{100 * value:.4g} %" if 0 <= value <= 1 else "")
+    )
     axes.set_ylabel("validation accuracy")
+
+
+def _side(epoch: int, epochs: Values) -> Literal["left", "center", "right"]:
+    """Where words at an epoch have room."""
+    first, last = float(epochs.min()), float(epochs.max())
+    place = (epoch - first) / (last - first) if last > first else 0.5
+    return "left" if place < 0.2 else "right" if place > 0.8 else "center"
 
 
 def _draw_rate(axes: Axes, steps: Sequence[tuple[float, float, float]]) -> None:

@@ -1,0 +1,185 @@
+"""`pyserve.v1.Datasets`: takes in, describes and removes datasets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+
+from pyserve.data.catalog import Catalog
+from pyserve.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from pyserve.server import convert, validate
+from pyserve.server.ledger import Entry, RequestLedger
+from pyserve.server.pools import Pools
+from pyserve.server.uploads import MAX_CHUNK_BYTES, Upload, UploadPlan, Uploads
+from pyserve.v1 import datasets_pb2, datasets_pb2_grpc
+
+REGISTER = "Register"
+
+
+class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
+    """Datasets over gRPC.
+
+    Args:
+        catalog: where datasets live.
+        uploads: archives on their way in.
+        ledger: remembers requests by id; the one that `uploads` uses.
+        pools: threads for blocking work.
+        users_of: names of the jobs that have not ended and use a dataset, given its name.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        uploads: Uploads,
+        ledger: RequestLedger,
+        pools: Pools,
+        users_of: Callable[[str], list[str]],
+    ) -> None:
+        self._catalog = catalog
+        self._uploads = uploads
+        self._ledger = ledger
+        self._pools = pools
+        self._users_of = users_of
+
+    async def Upload(self, request_iterator: Any, context: Any) -> datasets_pb2.Dataset:
+        """Take in an archive."""
+        messages = aiter(request_iterator)
+        plan, options = _plan(await _header(messages))
+        upload = self._uploads.begin(plan)
+        try:
+            name = await self._pools.quick.run(upload.open, self._ensure_free)
+            if not name:
+                await self._receive(upload, messages)
+                name = await self._pools.slow.run(
+                    upload.finish,
+                    lambda path: _name(self._catalog.add_archive(plan.dataset_id, path, options)),
+                )
+            return await self._describe(name)
+        finally:
+            # Not through a pool that may refuse; shielded, since a caller that is gone cancels this coroutine.
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, upload.close))
+
+    async def QueryUpload(self, request: datasets_pb2.QueryUploadRequest, context: Any) -> Any:
+        """How far an upload came."""
+        request_id = validate.request_id(request.request_id)
+        if not request_id:
+            raise InvalidArgumentError.field("request_id", "", "the UUID of an upload")
+        committed, name = await self._pools.quick.run(self._uploads.query, request_id)
+        if not name:
+            return datasets_pb2.QueryUploadResponse(committed_bytes=committed)
+        return datasets_pb2.QueryUploadResponse(committed_bytes=committed, dataset=await self._describe(name))
+
+    async def Register(self, request: datasets_pb2.RegisterRequest, context: Any) -> datasets_pb2.Dataset:
+        """Make a dataset of a folder that lies on the server already."""
+        dataset_id = validate.resource_id(request.dataset_id, "dataset_id")
+        if not request.path:
+            raise InvalidArgumentError.field("path", "", "a folder under one of the server's dataset_roots")
+        options = convert.scan_options(request.options, "options")
+        request_id = validate.request_id(request.request_id)
+
+        def register() -> str:
+            self._ensure_free(dataset_id)
+            return _name(self._catalog.register(dataset_id, Path(request.path), options))
+
+        if not request_id:
+            return await self._describe(await self._pools.slow.run(register))
+        facts = {"dataset_id": dataset_id, "path": request.path, "options": asdict(options)}
+        name = await self._pools.slow.run(self._once, request_id, Entry(REGISTER, facts), register)
+        return await self._describe(name)
+
+    async def Get(self, request: datasets_pb2.GetDatasetRequest, context: Any) -> datasets_pb2.Dataset:
+        """One dataset."""
+        return await self._describe(validate.dataset_name(request.name))
+
+    async def List(self, request: datasets_pb2.ListDatasetsRequest, context: Any) -> Any:
+        """A page of datasets."""
+        size = validate.page_size(request.page_size)
+        manifests, token = await self._pools.quick.run(self._catalog.list, size, request.page_token)
+        return datasets_pb2.ListDatasetsResponse(
+            datasets=[convert.dataset(manifest) for manifest in manifests], next_page_token=token
+        )
+
+    async def Delete(self, request: datasets_pb2.DeleteDatasetRequest, context: Any) -> Empty:
+        """Remove a dataset that no unfinished job needs."""
+        name = validate.dataset_name(request.name)
+
+        def delete() -> None:
+            self._catalog.get(name)
+            users = self._users_of(name)
+            if users:
+                raise FailedPreconditionError(
+                    f"{name} is in use: wait for {', '.join(users[:5])} to end, or cancel them, first",
+                    metadata={"jobs": ",".join(users[:5])},
+                )
+            self._catalog.delete(name)
+
+        await self._pools.slow.run(delete)
+        return Empty()
+
+    async def _receive(self, upload: Upload, messages: AsyncIterator[datasets_pb2.UploadRequest]) -> None:
+        async for message in messages:
+            if message.WhichOneof("message") != "chunk":
+                raise InvalidArgumentError.field(
+                    "header", "a second header", "only chunks after the first message"
+                )
+            if len(message.chunk) > MAX_CHUNK_BYTES:
+                raise InvalidArgumentError.field(
+                    "chunk", f"{len(message.chunk)} bytes", f"at most {MAX_CHUNK_BYTES} bytes"
+                )
+            await self._pools.quick.run(upload.write, message.chunk)
+
+    def _once(self, request_id: str, entry: Entry, make: Callable[[], str]) -> str:
+        """The result of an earlier call with this request id, or else that of `make`."""
+        with self._ledger.hold(request_id):
+            known = self._ledger.open(request_id, entry)
+            if known.result:
+                return known.result
+            try:
+                result = make()
+            except BaseException:
+                self._ledger.forget(request_id)
+                raise
+            self._ledger.finish(request_id, result)
+            return result
+
+    def _ensure_free(self, dataset_id: str) -> None:
+        try:
+            self._catalog.get(f"datasets/{dataset_id}")
+        except NotFoundError:
+            return
+        raise AlreadyExistsError(
+            f"datasets/{dataset_id} exists already: choose another dataset_id, or delete it first",
+            metadata={"resource": f"datasets/{dataset_id}"},
+        )
+
+    async def _describe(self, name: str) -> datasets_pb2.Dataset:
+        return await self._pools.quick.run(lambda: convert.dataset(self._catalog.get(name)))
+
+
+async def _header(messages: AsyncIterator[datasets_pb2.UploadRequest]) -> datasets_pb2.UploadHeader:
+    message = await anext(messages, None)
+    if message is None or message.WhichOneof("message") != "header":
+        raise InvalidArgumentError.field("header", "no header in the first message", "the header, then chunks")
+    return message.header
+
+
+def _plan(header: datasets_pb2.UploadHeader) -> tuple[UploadPlan, Any]:
+    options = convert.scan_options(header.options, "header.options")
+    plan = UploadPlan(
+        dataset_id=validate.resource_id(header.dataset_id, "header.dataset_id"),
+        size_bytes=header.size_bytes,
+        sha256=header.sha256.lower(),
+        request_id=validate.request_id(header.request_id, "header.request_id"),
+        offset_bytes=header.offset_bytes,
+        options=asdict(options),
+    )
+    return plan, options
+
+
+def _name(manifest: Any) -> str:
+    return f"datasets/{manifest.dataset_id}"
