@@ -2,9 +2,9 @@
 
     python benchmarks/conv_cpu.py --threads 1 --json benchmarks/results/conv_cpu.json
 
-Ours and PyTorch's alternate in one process, in blocks with a pause in between (a rival's threads go on spinning for
-a while and would slow the next one down); each figure is the median over the blocks. Channels-last tensors, caches
-as the block before left them. The best ISA's variants are compared; with --all the capped ones too.
+Ours and PyTorch's alternate in one process, in blocks with a pause in between (a rival's threads go on spinning
+for a while and would slow the next one down); each figure is the median over the blocks. Channels-last tensors,
+caches as the block before left them. The best ISA's variants are compared; with --all the capped ones too.
 """
 
 from __future__ import annotations
@@ -102,9 +102,8 @@ def measure(layer: str, dtype: torch.dtype, *, quick: bool) -> list[dict[str, An
                 "ratio_to_best": torchs / ours,
             }
         )
-        print(
-            f"{rows[-1]['case']:42} {C.isa_in_use():8} {ours:8.3f} ms, torch {torchs:8.3f} ms, {torchs / ours:.2f} ×"
-        )
+        times = f"{ours:8.3f} ms, torch {torchs:8.3f} ms, {torchs / ours:.2f} ×"
+        print(f"{rows[-1]['case']:42} {C.isa_in_use():8} {times}")
     return rows
 
 
@@ -121,7 +120,8 @@ def main() -> None:
         for layer in QUICK if options.quick else LAYERS:
             rows += measure(layer, getattr(torch, options.dtype), quick=options.quick)
     mean = math.exp(statistics.fmean(math.log(row["ratio_to_best"]) for row in rows))
-    summary = f"{options.dtype}, {options.threads} threads: {mean:.2f} × PyTorch's speed (geometric mean, {len(rows)} cases)."
+    told = f"{mean:.2f} × PyTorch's speed (geometric mean, {len(rows)} cases)"
+    summary = f"{options.dtype}, {options.threads} threads: {told}."
     print(summary)
     report.write(options.json, "conv_cpu", rows, summary, ["torch"])
 

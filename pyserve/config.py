@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     max_archive_entries: int = Field(default=2_000_000, ge=1, description="Most files in an upload.")
     max_compression_ratio: float = Field(default=200.0, gt=1, description="Most unpacked bytes per packed byte.")
     max_predict_images: int = Field(default=256, ge=1, description="Most pictures in one Predict call.")
+    max_waiting_calls: int = Field(
+        default=256, ge=0, description="Calls of one kind that may wait for a thread; more are refused."
+    )
     upload_ttl_s: float = Field(default=86_400.0, gt=0, description="How long a broken upload can be resumed, s.")
 
     max_running_jobs: int = Field(default=2, ge=1, description="Jobs that run at once.")

@@ -22,6 +22,9 @@ Server and client share this module: what the server raises, the client raises a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
+
+E = TypeVar("E", bound="PyserveError")
 
 
 @dataclass(frozen=True)
@@ -56,15 +59,39 @@ class PyserveError(Exception):
         self.retry_delay_s = retry_delay_s
         self.metadata = metadata or {}
 
+    @classmethod
+    def field(
+        cls: type[E],
+        name: str,
+        got: object,
+        expected: str,
+        *,
+        retry_delay_s: float | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> E:
+        """The house's sentence for one field to blame: `train.epochs: got -1, expected ≥ 1`."""
+        description = f"got {got!r}, expected {expected}"
+        return cls(
+            f"{name}: {description}",
+            fields=(FieldViolation(name, description),),
+            retry_delay_s=retry_delay_s,
+            metadata=metadata,
+        )
+
+    def under(self: E, prefix: str) -> E:
+        """The same error of a field inside `prefix`: `epochs: got …` under "train" is `train.epochs: got …`."""
+        if not self.fields:
+            return self
+        return type(self)(
+            f"{prefix}.{self.message}",
+            fields=tuple(FieldViolation(f"{prefix}.{v.field}", v.description) for v in self.fields),
+            retry_delay_s=self.retry_delay_s,
+            metadata=self.metadata,
+        )
+
 
 class InvalidArgumentError(PyserveError):
     """A value is wrong whatever the state of the system."""
-
-    @classmethod
-    def field(cls, name: str, got: object, expected: str) -> InvalidArgumentError:
-        """The house's sentence for one wrong field: `train.epochs: got -1, expected ≥ 1`."""
-        description = f"got {got!r}, expected {expected}"
-        return cls(f"{name}: {description}", fields=(FieldViolation(name, description),))
 
 
 class DataError(InvalidArgumentError):

@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "insight": {"inference", "data", "kernels"},
     "jobs": {"data", "inference"},  # whatever does not load torch: see NEVER_LOAD_TORCH
     "jobs.worker": {"jobs", "training", "insight", "inference", "data", "models", "kernels"},
-    "server": {"jobs", "inference", "insight", "data", "kernels", "v1"},
+    "server": {"jobs", "inference", "insight", "data", "models", "kernels", "v1"},
     "client": {"v1"},
     "cli": {"client", "v1"},  # server: see below
     "__main__": {"cli"},

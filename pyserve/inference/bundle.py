@@ -55,7 +55,7 @@ class Bundle:
     device: torch.device
 
     def prepare(self, batch: torch.Tensor) -> torch.Tensor:
-        """uint8 [N, 3, presize, presize] as the network's input on its device, as validation in training does it."""
+        """uint8 [N, 3, presize, presize] as the network's input on its device, as validation does it."""
         view = evaluation_view(batch.to(self.device), self.preprocessing.image_size)
         return self.normalize(view)
 
@@ -189,8 +189,8 @@ def _replay(bundle: Bundle, golden: Mapping[str, torch.Tensor]) -> None:
     difference = float((logits - expected).abs().max()) / scale
     if not difference <= GOLDEN_TOLERANCE:  # also where it is NaN
         raise DataLossError(
-            f"{bundle.name}: answers to its golden pictures differ by {difference:.2g} of the largest, expected at "
-            f"most {GOLDEN_TOLERANCE:g}: the weights are damaged, or the kernels compute something else here"
+            f"{bundle.name}: answers to its golden pictures differ by {difference:.2g} of the largest, expected "
+            f"at most {GOLDEN_TOLERANCE:g}: the weights are damaged, or the kernels compute something else here"
         )
 
 

@@ -137,5 +137,6 @@ def _refuse_later_format(text: bytes, name: str) -> None:
         return  # not even that: the caller says what is damaged
     if version != FORMAT_VERSION:
         raise FailedPreconditionError(
-            f"{name}: {DESCRIPTION_FILE} has format version {version}, this pyserve reads {FORMAT_VERSION}; update it"
+            f"{name}: {DESCRIPTION_FILE} has format version {version}, this pyserve reads {FORMAT_VERSION}: "
+            "update it"
         )

@@ -73,7 +73,7 @@ class LoadingCache(Generic[K, V]):
         return value
 
     def _throw_out(self) -> None:
-        """Make room before the newest is made; what others are making stays, even where that is too many for a while."""
+        """Make room before the newest is made; what others make stays, even if it is too many for a while."""
         for key in [k for k, entry in self._entries.items() if entry.done()]:
             if len(self._entries) <= self._capacity:
                 return

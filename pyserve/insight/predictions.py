@@ -28,8 +28,8 @@ _SMALLEST = float(np.finfo(np.float32).tiny)
 class Evaluation:
     """A model's answers on a part of a data set.
 
-    `probabilities` is float32 [N, C] in the order of `labels`, `targets` int64 [N] the labels' indices, `paths` the
-    pictures relative to `root`.
+    `probabilities` is float32 [N, C] in the order of `labels`, `targets` int64 [N] the labels' indices, `paths`
+    the pictures relative to `root`.
     """
 
     probabilities: Floats

@@ -152,6 +152,7 @@ class Scheduler:
         Raises:
             NotFoundError: there is no such job.
             InvalidArgumentError: a negative number.
+            UnavailableError: the server is stopping, and the job waits for the next one.
         """
         with self._listening(name) as changed:
             while True:
@@ -163,6 +164,8 @@ class Scheduler:
                     from_seq = event.seq + 1
                 if record.state in ENDED and from_seq > record.last_seq:
                     return
+                if record.state is JobState.QUEUED and not events:
+                    self._refuse_when_draining()
                 if not events:
                     await _wait(changed, _LOOK_EVERY_S)
 
@@ -189,6 +192,8 @@ class Scheduler:
             grace_s: workers that have not stopped by then are killed; their last checkpoint counts.
         """
         self._draining = True
+        for name in list(self._listeners):
+            self._notify(name)
         self._wake.set()
         if self._dispatcher is not None:
             await self._dispatcher

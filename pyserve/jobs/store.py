@@ -145,6 +145,15 @@ class JobStore:
         token = _encode_token(rows[size - 1]["number"], wanted) if len(rows) > size else ""
         return [_record(row) for row in rows[:size]], token
 
+    def users_of(self, dataset: str) -> Sequence[str]:
+        """Names of the jobs that have not ended for good and read a dataset, newest first."""
+        names, token = [], ""
+        while True:
+            page, token = self.list(_MAX_PAGE, token, [state for state in JobState if state not in TERMINAL])
+            names += [record.name for record in page if record.training.dataset == dataset]
+            if not token:
+                return names
+
     def events(self, name: str, from_seq: int = 1, limit: int = 1000) -> Sequence[Event]:
         """A job's events from a sequence number on (0: from the first), at most `limit`.
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
+import grpc
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import status_pb2
 
 from pyserve.data.folder import ScanOptions
 from pyserve.data.manifest import Manifest
 from pyserve.errors import InvalidArgumentError
-from pyserve.spec import FindLearningRateSpec, TrainSpec, parse
-from pyserve.v1 import datasets_pb2, jobs_pb2
+from pyserve.inference.model_store import ModelInfo
+from pyserve.insight.figures import FigureFile
+from pyserve.jobs.events import Artifact, Event, JobState, Payload, StateChange
+from pyserve.jobs.records import JobRecord, Result, TrainResult
+from pyserve.spec import FindLearningRateSpec, JobSpec, TrainSpec, parse
+from pyserve.v1 import common_pb2, datasets_pb2, jobs_pb2, models_pb2
 
 
 def plain(message: Message) -> dict[str, Any]:
@@ -93,3 +100,121 @@ def dataset(manifest: Manifest) -> datasets_pb2.Dataset:
         has_own_split=manifest.has_own_split,
         create_time=timestamp(manifest.create_time),
     )
+
+
+# Jobs
+
+
+def job(record: JobRecord) -> jobs_pb2.Job:
+    """A job as its clients see it."""
+    message = jobs_pb2.Job(
+        name=record.name,
+        state=job_state(record.state),
+        create_time=timestamp(record.create_time),
+        reason=record.reason,
+        progress=jobs_pb2.Progress(**record.progress.model_dump()),
+        artifacts=[_artifact(artifact) for artifact in record.artifacts],
+        last_seq=record.last_seq,
+        attempt=record.attempt,
+        **{record.kind: _spec(record.spec)},
+    )
+    if record.start_time is not None:
+        message.start_time.CopyFrom(timestamp(record.start_time))
+    if record.end_time is not None:
+        message.end_time.CopyFrom(timestamp(record.end_time))
+    if record.error is not None:
+        code = grpc.StatusCode[record.error.status].value[0]
+        message.error.CopyFrom(status_pb2.Status(code=code, message=record.error.message))
+    if record.result is not None:
+        _set_result(message, record.result)
+    return message
+
+
+def job_state(state: JobState) -> jobs_pb2.JobState.ValueType:
+    """A state by its name, which both sides share."""
+    return jobs_pb2.JobState.Value(state.value)
+
+
+def job_states(numbers: Iterable[int]) -> list[JobState]:
+    """The states of a request's filter, checked."""
+    known = {jobs_pb2.JobState.Value(state.value): state for state in JobState}
+    for number in numbers:
+        if number not in known:
+            raise InvalidArgumentError.field("states", number, f"one of {', '.join(s.value for s in JobState)}")
+    return [known[number] for number in numbers]
+
+
+def event(happened: Event) -> jobs_pb2.Event:
+    """An entry of a job's log."""
+    return jobs_pb2.Event(
+        seq=happened.seq, time=timestamp(happened.time), **{happened.payload.kind: _payload(happened.payload)}
+    )
+
+
+_PAYLOADS: dict[str, type[Message]] = {
+    "step": jobs_pb2.StepDone,
+    "epoch": jobs_pb2.EpochDone,
+    "warning": jobs_pb2.Warning,
+    "checkpoint": jobs_pb2.CheckpointSaved,
+    "curve_point": jobs_pb2.CurvePoint,
+    "log": jobs_pb2.LogLine,
+}
+
+
+def _payload(payload: Payload) -> Message:
+    """Stored payloads have the names of their messages' fields."""
+    if isinstance(payload, StateChange):
+        return jobs_pb2.StateChange(state=job_state(payload.state), reason=payload.reason)
+    if isinstance(payload, Artifact):
+        return _artifact(payload)
+    return _PAYLOADS[payload.kind](**payload.model_dump(exclude={"kind"}))
+
+
+def _artifact(artifact: Artifact) -> jobs_pb2.Artifact:
+    return jobs_pb2.Artifact(name=artifact.name, media_type=artifact.media_type, size_bytes=artifact.size_bytes)
+
+
+def _spec(spec: JobSpec) -> Any:
+    """A spec with its defaults filled in; what has none stays absent."""
+    values = spec.model_dump(exclude_none=True)
+    if isinstance(spec, TrainSpec):
+        return jobs_pb2.TrainSpec(**values)
+    values["training"] = jobs_pb2.TrainSpec(**values["training"])
+    return jobs_pb2.FindLearningRateSpec(**values)
+
+
+def _set_result(message: jobs_pb2.Job, result: Result) -> None:
+    if isinstance(result, TrainResult):
+        message.train_result.CopyFrom(jobs_pb2.TrainResult(**result.model_dump()))
+        return
+    values = result.model_dump(exclude={"suggestions", "curve", "dataset_digest"})
+    message.learning_rate_result.CopyFrom(
+        jobs_pb2.LearningRateResult(
+            suggestions=[jobs_pb2.Suggestion(**s.model_dump()) for s in result.suggestions],
+            curve=[jobs_pb2.CurvePoint(**p.model_dump(exclude={"kind"})) for p in result.curve],
+            **values,
+        )
+    )
+
+
+# Models and figures
+
+
+def model(info: ModelInfo) -> models_pb2.Model:
+    """A model version as its clients see it."""
+    return models_pb2.Model(
+        name=info.name,
+        architecture=info.architecture,
+        labels=info.labels,
+        image_size=info.preprocessing.image_size,
+        metrics=info.metrics,
+        parameter_count=info.parameter_count,
+        size_bytes=info.size_bytes,
+        create_time=timestamp(info.create_time),
+        provenance=info.provenance,
+    )
+
+
+def figures(files: Iterable[FigureFile]) -> list[common_pb2.Figure]:
+    """Figures as they travel."""
+    return [common_pb2.Figure(name=file.name, media_type=file.media_type, data=file.data) for file in files]

@@ -19,7 +19,6 @@ from pyserve.errors import (
     AlreadyExistsError,
     DataError,
     FailedPreconditionError,
-    FieldViolation,
     InternalError,
     InvalidArgumentError,
     ResourceExhaustedError,
@@ -55,10 +54,10 @@ class UploadPlan:
         if self.size_bytes < 1:
             raise InvalidArgumentError.field("header.size_bytes", self.size_bytes, "≥ 1")
         if self.size_bytes > max_bytes:
-            description = f"got {self.size_bytes}, expected ≤ {max_bytes}, the server's max_archive_bytes"
-            raise ResourceExhaustedError(
-                f"header.size_bytes: {description}",
-                fields=(FieldViolation("header.size_bytes", description),),
+            raise ResourceExhaustedError.field(
+                "header.size_bytes",
+                self.size_bytes,
+                f"≤ {max_bytes}, the server's max_archive_bytes",
                 metadata={"limit_bytes": str(max_bytes)},
             )
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
@@ -78,8 +77,10 @@ class Uploads:
     def __init__(self, ledger: RequestLedger, max_bytes: int) -> None:
         self._ledger = ledger
         self._max_bytes = max_bytes
-        # Parts without an id belonged to calls of a process that is gone.
-        for path in ledger.folder.glob("once-*.part"):
+
+    def remove_leftovers(self) -> None:
+        """Remove parts without an id: they belonged to calls of a process that is gone. Before the first call."""
+        for path in self._ledger.folder.glob("once-*.part"):
             path.unlink(missing_ok=True)
 
     def begin(self, plan: UploadPlan) -> Upload:
@@ -218,10 +219,8 @@ class Upload:
     def _seek(self) -> None:
         arrived, offset = _size(self._part), self._plan.offset_bytes
         if offset not in (0, arrived):
-            description = f"got {offset}, expected 0 or {arrived}, the bytes that have arrived (see QueryUpload)"
-            raise FailedPreconditionError(
-                f"header.offset_bytes: {description}",
-                fields=(FieldViolation("header.offset_bytes", description),),
+            raise FailedPreconditionError.field(
+                "header.offset_bytes", offset, f"0 or {arrived}, the bytes that have arrived (see QueryUpload)"
             )
         with self._part.open("ab") as file:
             file.truncate(offset)

@@ -12,7 +12,9 @@ from pyserve.v1 import common_pb2
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
-_JOB_ID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_JOB = r"jobs/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+
+Part = Literal["train", "valid"]
 
 
 def request_id(value: str, field: str = "request_id") -> str:
@@ -57,22 +59,22 @@ def model_name(value: str, field: str = "name") -> str:
     return value
 
 
-def job_id(value: str, field: str = "name") -> str:
-    """The id in a job's resource name."""
-    if not re.fullmatch(rf"jobs/{_JOB_ID}", value):
+def job_name(value: str, field: str = "name") -> str:
+    """A job's resource name."""
+    if not re.fullmatch(_JOB, value):
         raise InvalidArgumentError.field(field, value, "jobs/{id}")
-    return value.removeprefix("jobs/")
+    return value
 
 
 def artifact_name(value: str) -> tuple[str, str]:
-    """Job id and file name of "jobs/{id}/artifacts/{artifact}"."""
-    match = re.fullmatch(rf"jobs/({_JOB_ID})/artifacts/([A-Za-z0-9][A-Za-z0-9._-]{{0,127}})", value)
+    """Job and file name of "jobs/{id}/artifacts/{artifact}"."""
+    match = re.fullmatch(rf"(?P<job>{_JOB})/artifacts/(?P<file>[A-Za-z0-9][A-Za-z0-9._-]{{0,127}})", value)
     if match is None:
         raise InvalidArgumentError.field("name", value, "jobs/{id}/artifacts/{artifact}")
-    return match.group(1), match.group(3)
+    return match["job"], match["file"]
 
 
-def part(value: int) -> Literal["train", "valid"]:
+def part(value: int) -> Part:
     """Which part of a dataset is meant; the validation part where the request does not say."""
     if value == common_pb2.PART_TRAIN:
         return "train"

@@ -81,7 +81,7 @@ def test_not_found_names_what_exists(store: ModelStore) -> None:
         NotFoundError, match=r"models/x does not exist; existing: models/m00, .*, models/m09 and 2 more$"
     ):
         store.get("models/x")
-    with pytest.raises(NotFoundError, match="models/m03 has no version 7; newest first it has: 1$"):
+    with pytest.raises(NotFoundError, match=r"models/m03 has no version 7; newest first it has: 1$"):
         store.get("models/m03/versions/7")
 
 
@@ -179,7 +179,7 @@ def test_one_damaged_model_does_not_hide_the_others(store: ModelStore, tmp_path:
     store.add("bad", write_description)
     (tmp_path / "models" / "bad" / "1" / DESCRIPTION_FILE).write_text("{")
     assert [info.model_id for info in store.list()[0]] == ["good"]
-    with pytest.raises(DataLossError, match="models/bad/versions/1: bundle.json is damaged"):
+    with pytest.raises(DataLossError, match=r"models/bad/versions/1: bundle\.json is damaged"):
         store.get("models/bad")
 
 

@@ -63,7 +63,7 @@ def test_nothing_to_train(stubs: Stubs) -> None:
 
 def test_learning_rate_from_a_training_is_refused(stubs: Stubs, trained: jobs_pb2.Job) -> None:
     code, message, violations, _ = failure(lambda: stubs.train(lr_from=trained.name))
-    assert (code, list(violations)) == (Code.FAILED_PRECONDITION, ["train.lr_from"])
+    assert (code, list(violations)) == (Code.INVALID_ARGUMENT, ["train.lr_from"])
     assert trained.name in message
 
 

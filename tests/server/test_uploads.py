@@ -266,5 +266,5 @@ def test_old_requests_are_forgotten(uploads: Uploads, folder: Path) -> None:
 def test_parts_of_a_dead_process_are_removed(folder: Path) -> None:
     folder.mkdir()
     (folder / "once-1.part").write_bytes(b"x")
-    Uploads(RequestLedger(folder, ttl_s=10), max_bytes=10)
+    Uploads(RequestLedger(folder, ttl_s=10), max_bytes=10).remove_leftovers()
     assert list(folder.iterdir()) == []

@@ -18,7 +18,7 @@ _DEAD = 1e-3  # a filter this much weaker than the strongest is shown as it is, 
 
 @figure("filters")
 def filters(weights: npt.NDArray[np.floating], *, title: str = "First-layer filters") -> Figure:
-    """Every filter as one tile, in order: mid grey is zero, brighter is positive, each scaled to its own largest weight.
+    """Every filter as one tile, in order: mid grey is zero, brighter positive, each scaled to its largest weight.
 
     Args:
         weights: [K, 3, R, S] (red, green, blue) or [K, 1, R, S] (grey), K ≥ 1.

@@ -1,7 +1,7 @@
 """What all figures share: sizes, colours that colour-blind readers can tell apart, texts, rendering.
 
-matplotlib is used through `Figure` objects alone, no pyplot. Its settings are global, so figures are drawn one at a
-time, each from matplotlib's own defaults, whatever settings file the user has.
+matplotlib is used through `Figure` objects alone, no pyplot. Its settings are global, so figures are drawn one at
+a time, each from matplotlib's own defaults, whatever settings file the user has.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def drawable(text: str) -> str:
 
 
 def short(text: str, limit: int) -> str:
-    """At most `limit` characters, the middle left out: class names differ at their ends as often as at their starts."""
+    """At most `limit` characters, the middle left out: class names differ as often at their ends as before."""
     if len(text) <= limit:
         return text
     head = (limit - 1) // 2
@@ -161,7 +161,7 @@ def percent(fraction: float) -> str:
 
 @functools.cache
 def even_colours() -> ListedColormap:
-    """White to deep blue, perceptually even: straight lines in OKLab, whose L is lightness as seen (Ottosson 2020)."""
+    """White to deep blue, perceptually even: straight lines in OKLab, whose L is lightness (Ottosson 2020)."""
     stops = np.array([[1.0, 0.0, 0.0], [0.80, -0.045, -0.075], [0.52, -0.045, -0.125], [0.28, -0.01, -0.10]])
     position = (1.0 - stops[:, 0]) / (1.0 - stops[-1, 0])  # lightness falls at one rate throughout
     t = np.linspace(0, 1, 256)

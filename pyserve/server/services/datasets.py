@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
         uploads: Uploads,
         ledger: RequestLedger,
         pools: Pools,
-        users_of: Callable[[str], list[str]],
+        users_of: Callable[[str], Sequence[str]],
     ) -> None:
         self._catalog = catalog
         self._uploads = uploads

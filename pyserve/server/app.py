@@ -1,0 +1,235 @@
+"""The server: puts stores, services and health together, starts them, and drains them in the right order."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+
+import grpc
+import torch
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from pyserve.config import Settings
+from pyserve.data.catalog import Catalog
+from pyserve.errors import InvalidArgumentError, UnavailableError
+from pyserve.inference.model_store import ModelStore
+from pyserve.inference.predictor import PredictorCache
+from pyserve.jobs.paths import CACHE_FOLDER, STORE_FILE
+from pyserve.jobs.runner import LocalRunner
+from pyserve.jobs.scheduler import Scheduler
+from pyserve.jobs.store import JobStore
+from pyserve.server.health import Health
+from pyserve.server.interceptors import CallInterceptor
+from pyserve.server.ledger import RequestLedger
+from pyserve.server.pools import Pools
+from pyserve.server.services.datasets import DatasetsService
+from pyserve.server.services.insight import InsightService
+from pyserve.server.services.jobs import JobsService
+from pyserve.server.services.models import ModelsService
+from pyserve.server.services.predict import PredictService
+from pyserve.server.uploads import Uploads
+from pyserve.v1 import datasets_pb2_grpc, insight_pb2_grpc, jobs_pb2_grpc, models_pb2_grpc, predict_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+SERVICES = tuple(f"pyserve.v1.{name}" for name in ("Datasets", "Jobs", "Predict", "Models", "Insight"))
+PREDICT_CONCURRENCY = 2
+_CLEAN_INTERVAL_S = 600.0
+
+
+class Server:
+    """A server with its stores: made, started once, stopped once.
+
+    Args:
+        settings: all of them; `data_dir` is made if missing.
+
+    Raises:
+        InvalidArgumentError: `host` is beyond loopback, and `insecure` is not set.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        check_host(settings)
+        self._settings = settings
+        self._data_dir = data_dir = settings.data_dir.resolve()
+        data_dir.mkdir(parents=True, exist_ok=True)
+        self._pools = Pools(predict_concurrency=PREDICT_CONCURRENCY, max_waiting=settings.max_waiting_calls)
+        self._store = JobStore(data_dir / STORE_FILE)
+        self._scheduler = Scheduler(self._store, LocalRunner(), settings)
+        self._ledger = RequestLedger(data_dir / "uploads", settings.upload_ttl_s)
+        self._uploads = Uploads(self._ledger, settings.max_archive_bytes)
+        self._interceptor = CallInterceptor([data_dir])
+        self._health = Health(SERVICES)
+        self._cleaner: asyncio.Task[None] | None = None
+        self._grpc: grpc.aio.Server | None = None
+
+    async def start(self) -> int:
+        """Take the data folder, listen, and answer calls.
+
+        Returns:
+            The port.
+
+        Raises:
+            FailedPreconditionError: another server uses the data folder.
+            UnavailableError: the address cannot be listened on.
+        """
+        torch.set_num_threads(self._settings.predict_threads or len(os.sched_getaffinity(0)))
+        await self._scheduler.start()
+        self._uploads.remove_leftovers()
+        server = grpc.aio.server(interceptors=[self._interceptor], options=_channel_options(self._settings))
+        self._add_services(server)
+        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
+        try:
+            port = server.add_insecure_port(f"{host}:{self._settings.port}")
+        except RuntimeError as error:
+            await self.stop(0)
+            raise UnavailableError(
+                f"cannot listen on {host}:{self._settings.port}: is another server there?"
+            ) from error
+        await server.start()
+        self._grpc = server
+        self._cleaner = asyncio.create_task(self._clean_uploads())
+        await self._health.set_serving(True)
+        return port
+
+    async def stop(self, grace_s: float) -> None:
+        """Drain: NOT_SERVING first, then calls finish and jobs stop at a checkpoint, for `grace_s` at most."""
+        await self._health.set_serving(False)
+        await self._health.close()
+        if self._cleaner is not None:
+            self._cleaner.cancel()
+        await asyncio.gather(self._drain_calls(grace_s), self._scheduler.drain(grace_s))
+        self._pools.close()
+        self._store.close()
+
+    def _add_services(self, server: grpc.aio.Server) -> None:
+        settings, pools = self._settings, self._pools
+        catalog = Catalog(self._data_dir, settings)
+        model_store = ModelStore(self._data_dir)
+        predictors = PredictorCache(model_store, settings)
+        datasets_pb2_grpc.add_DatasetsServicer_to_server(
+            DatasetsService(catalog, self._uploads, self._ledger, pools, self._store.users_of), server
+        )
+        jobs_pb2_grpc.add_JobsServicer_to_server(
+            JobsService(
+                self._scheduler,
+                self._store,
+                catalog,
+                model_store,
+                pools,
+                self._data_dir,
+                settings.weights_roots,
+            ),
+            server,
+        )
+        predict_pb2_grpc.add_PredictServicer_to_server(PredictService(predictors, pools, settings), server)
+        models_pb2_grpc.add_ModelsServicer_to_server(ModelsService(model_store, pools), server)
+        insight_pb2_grpc.add_InsightServicer_to_server(
+            InsightService(
+                predictors,
+                model_store,
+                catalog,
+                self._data_dir / CACHE_FOLDER,
+                pools,
+                settings.max_image_pixels,
+            ),
+            server,
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if settings.reflection:
+            names = (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+
+    async def _drain_calls(self, grace_s: float) -> None:
+        """Refuse new calls, wait until the running ones have ended or the time is over, and cancel the rest."""
+        if self._grpc is None:
+            return
+        stopping = asyncio.create_task(self._grpc.stop(grace_s))
+        idle = asyncio.create_task(self._interceptor.wait_idle())
+        await asyncio.wait((stopping, idle), return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        await self._grpc.stop(None)
+        await stopping
+
+    async def _clean_uploads(self) -> None:
+        while True:
+            await self._pools.slow.run(self._uploads.clean)
+            await asyncio.sleep(min(_CLEAN_INTERVAL_S, self._settings.upload_ttl_s))
+
+
+def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) -> None:
+    """Run a server until SIGTERM or SIGINT, then drain it; a second signal ends the drain.
+
+    Args:
+        on_ready: called with the address, "host:port", once calls are answered.
+
+    Raises:
+        InvalidArgumentError, FailedPreconditionError, UnavailableError: see `Server` and `Server.start`.
+    """
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    asyncio.run(_serve(settings, on_ready))
+
+
+async def _serve(settings: Settings, on_ready: Callable[[str], None] | None) -> None:
+    server = Server(settings)
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def ask_to_stop() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ask_to_stop)
+    port = await server.start()
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    log.info("listens on %s:%d, data in %s", host, port, settings.data_dir.resolve())
+    if on_ready is not None:
+        on_ready(f"{host}:{port}")
+    await stop.wait()
+    log.info("drains for at most %g s; a second signal ends at once", settings.drain_s)
+    draining = asyncio.create_task(server.stop(settings.drain_s))
+    hurrying = asyncio.create_task(hurry.wait())
+    await asyncio.wait((draining, hurrying), return_when=asyncio.FIRST_COMPLETED)
+    if draining.done():
+        hurrying.cancel()
+        await draining
+        return
+    log.warning("a second signal: ends without waiting; running jobs are INTERRUPTED at their last checkpoint")
+    os._exit(1)  # workers end with this process
+
+
+def check_host(settings: Settings) -> None:
+    """Refuse to listen where others can reach a server that asks nobody who they are.
+
+    Raises:
+        InvalidArgumentError: `host` is beyond loopback, and `insecure` is not set.
+    """
+    if settings.insecure or settings.host == "localhost":
+        return
+    with suppress(ValueError):
+        if ipaddress.ip_address(settings.host.strip("[]")).is_loopback:
+            return
+    raise InvalidArgumentError.field(
+        "host", settings.host, "a loopback address: this version has no credentials; --insecure allows any"
+    )
+
+
+def _channel_options(settings: Settings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.so_reuseport", 0),  # a second server on the same port is told so
+        # Watchers of a quiet job keep their connection alive with pings.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.max_ping_strikes", 0),
+    ]
