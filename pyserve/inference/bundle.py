@@ -135,7 +135,7 @@ def load_bundle(folder: Path, device: torch.device | str = "cpu", *, name: str =
         _check_file(folder / file, record, name)
     model = _build(folder, description, name)
     target = torch.device(device)
-    fused = fuse(model, inference=True).to(target, memory_format=torch.channels_last).eval().requires_grad_(False)
+    fused = fuse(model, inference=True).to(target)
     bundle = Bundle(name, fused, description.labels, description.preprocessing, description, target)
     _replay(bundle, _load_tensors(folder / GOLDEN_FILE, name))
     return bundle

@@ -137,7 +137,7 @@ def job_state(state: JobState) -> jobs_pb2.JobState.ValueType:
 
 def job_states(numbers: Iterable[int]) -> list[JobState]:
     """The states of a request's filter, checked."""
-    known = {jobs_pb2.JobState.Value(state.value): state for state in JobState}
+    known: dict[int, JobState] = {job_state(state): state for state in JobState}
     for number in numbers:
         if number not in known:
             raise InvalidArgumentError.field("states", number, f"one of {', '.join(s.value for s in JobState)}")
@@ -146,9 +146,9 @@ def job_states(numbers: Iterable[int]) -> list[JobState]:
 
 def event(happened: Event) -> jobs_pb2.Event:
     """An entry of a job's log."""
-    return jobs_pb2.Event(
-        seq=happened.seq, time=timestamp(happened.time), **{happened.payload.kind: _payload(happened.payload)}
-    )
+    message = jobs_pb2.Event(seq=happened.seq, time=timestamp(happened.time))
+    getattr(message, happened.payload.kind).CopyFrom(_payload(happened.payload))
+    return message
 
 
 _PAYLOADS: dict[str, type[Message]] = {

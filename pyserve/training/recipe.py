@@ -235,7 +235,8 @@ def _build_network(
         callbacks.on_log(f"weights from {spec.weights}: {report}")
     groups = models.layer_groups(model)
     named = Network.of(model, groups, models.head_parameters(model))
-    fused = fuse(model, inference=False).to(device, memory_format=torch.channels_last)
+    fused: nn.Module = fuse(model, inference=False)
+    fused = fused.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     return Network(fused, named.layer_groups, named.head)
 
 

@@ -60,7 +60,7 @@ def confusion_matrix(
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     bar.ax.minorticks_off()
     bar.set_label("share of the class's pictures")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     built.suptitle(f"{title}: {_summary(counts)}", x=0.02, ha="left", fontsize=13)
     return built
 

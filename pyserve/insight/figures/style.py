@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 P = ParamSpec("P")
 
@@ -32,7 +32,7 @@ BLUE, ORANGE, GREEN, PURPLE, VERMILION = "#0072B2", "#E69F00", "#009E73", "#AA44
 INK, MUTED, FAINT = "#1c1c1c", "#6a6a6a", "#d9d9d9"
 UNKNOWN = "\N{WHITE SQUARE}"
 
-_RC = {
+_RC: dict[Any, Any] = {  # a later matplotlib names its keys as literals, an earlier one does not
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib
     "font.size": 11,
@@ -94,8 +94,8 @@ def figure(name: str) -> Callable[[Builder[P]], Drawing[P]]:
 
 def _render(name: str, built: Figure) -> tuple[FigureFile, FigureFile]:
     png, svg = io.BytesIO(), io.BytesIO()
-    FigureCanvasAgg(built).print_png(png, metadata={"Software": None})
-    FigureCanvasSVG(built).print_svg(svg, metadata={"Date": None, "Creator": None})
+    built.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+    built.savefig(svg, format="svg", dpi=DPI, metadata={"Date": None, "Creator": None})
     return (
         FigureFile(f"{name}.png", "image/png", png.getvalue()),
         FigureFile(f"{name}.svg", "image/svg+xml", svg.getvalue()),
@@ -106,7 +106,7 @@ def new_figure(height_in: float, width_in: float = WIDTH_IN, *, layout: Any = "c
     """An empty figure, laid out by matplotlib unless `layout` is None."""
     built = Figure(figsize=(width_in, height_in), dpi=DPI, layout=layout, facecolor="white")
     engine = built.get_layout_engine()
-    if engine is not None:
+    if isinstance(engine, ConstrainedLayoutEngine):
         engine.set(w_pad=0.1, h_pad=0.1)  # inches around each axes
     FigureCanvasAgg(built)  # measures texts
     return built

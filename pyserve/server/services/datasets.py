@@ -54,7 +54,7 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
         try:
             name = await self._pools.quick.run(upload.open, self._ensure_free)
             if not name:
-                await self._receive(upload, messages)
+                await _receive(upload, messages, self._pools)
                 name = await self._pools.slow.run(
                     upload.finish,
                     lambda path: _name(self._catalog.add_archive(plan.dataset_id, path, options)),
@@ -121,18 +121,6 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
         await self._pools.slow.run(delete)
         return Empty()
 
-    async def _receive(self, upload: Upload, messages: AsyncIterator[datasets_pb2.UploadRequest]) -> None:
-        async for message in messages:
-            if message.WhichOneof("message") != "chunk":
-                raise InvalidArgumentError.field(
-                    "header", "a second header", "only chunks after the first message"
-                )
-            if len(message.chunk) > MAX_CHUNK_BYTES:
-                raise InvalidArgumentError.field(
-                    "chunk", f"{len(message.chunk)} bytes", f"at most {MAX_CHUNK_BYTES} bytes"
-                )
-            await self._pools.quick.run(upload.write, message.chunk)
-
     def _once(self, request_id: str, entry: Entry, make: Callable[[], str]) -> str:
         """The result of an earlier call with this request id, or else that of `make`."""
         with self._ledger.hold(request_id):
@@ -166,6 +154,17 @@ async def _header(messages: AsyncIterator[datasets_pb2.UploadRequest]) -> datase
     if message is None or message.WhichOneof("message") != "header":
         raise InvalidArgumentError.field("header", "no header in the first message", "the header, then chunks")
     return message.header
+
+
+async def _receive(upload: Upload, messages: AsyncIterator[datasets_pb2.UploadRequest], pools: Pools) -> None:
+    async for message in messages:
+        if message.WhichOneof("message") != "chunk":
+            raise InvalidArgumentError.field("header", "a second header", "only chunks after the first message")
+        if len(message.chunk) > MAX_CHUNK_BYTES:
+            raise InvalidArgumentError.field(
+                "chunk", f"{len(message.chunk)} bytes", f"at most {MAX_CHUNK_BYTES} bytes"
+            )
+        await pools.quick.run(upload.write, message.chunk)
 
 
 def _plan(header: datasets_pb2.UploadHeader) -> tuple[UploadPlan, Any]:

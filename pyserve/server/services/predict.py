@@ -19,7 +19,7 @@ from pyserve.server.pools import Pools
 from pyserve.v1 import predict_pb2, predict_pb2_grpc
 
 DEFAULT_TOP_K = 5
-_DTYPES = {"float32": np.dtype("<f4"), "uint8": np.dtype("u1")}
+_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "uint8": np.dtype("u1")}
 
 Rows = list[list[Score]]
 Work = Callable[[Predictor, ShouldStop], Rows]
