@@ -52,6 +52,7 @@ NEVER_LOAD_TORCH = (
     "data.folder",
     "data.archive",
     "data.catalog",
+    "data.staging",
     "inference.description",
     "inference.model_store",
 )

@@ -9,18 +9,14 @@ from __future__ import annotations
 import base64
 import binascii
 import errno
-import fcntl
 import json
 import logging
-import os
 import re
-import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyserve.data.staging import remove_leftovers, staging_folder, sync_file, sync_folder
 from pyserve.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from pyserve.inference.description import WEIGHTS_FILE, Description, Preprocessing, read_description
 from pyserve.spec import RESOURCE_ID
@@ -28,7 +24,6 @@ from pyserve.spec import RESOURCE_ID
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(rf"models/(?P<id>{RESOURCE_ID})(/versions/(?P<version>[1-9][0-9]{{0,8}}))?")
-_STAGING = ".new-"
 _NAMED_IN_ERRORS = 10
 _DEFAULT_PAGE = 100
 _MAX_PAGE = 1000
@@ -109,7 +104,7 @@ class ModelStore:
     def __init__(self, data_dir: Path) -> None:
         self._root = data_dir / "models"
         self._root.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers()
+        remove_leftovers(self._root)
 
     def add(self, model_id: str, writer: Callable[[Path], None]) -> str:
         """Add a version; it appears whole or, where `writer` fails or the process dies, not at all.
@@ -127,7 +122,7 @@ class ModelStore:
         """
         if not re.fullmatch(RESOURCE_ID, model_id):
             raise InvalidArgumentError.field("model_id", model_id, f"text matching {RESOURCE_ID}")
-        with self._staging() as staging:
+        with staging_folder(self._root) as staging:
             writer(staging)
             read_description(staging, f"models/{model_id}")
             _sync(staging)
@@ -222,36 +217,8 @@ class ModelStore:
                     raise
                 version += 1
             else:
-                _sync_folder(parent)
+                sync_folder(parent)
                 return version
-
-    @contextmanager
-    def _staging(self) -> Iterator[Path]:
-        """A new folder that is locked for as long as its writer lives, and gone afterwards unless renamed."""
-        while True:
-            folder = self._root / f"{_STAGING}{uuid.uuid4().hex}"
-            folder.mkdir()
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            if folder.is_dir():  # a cleaner may have come between the two lines above
-                break
-            os.close(handle)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(handle)
-
-    def _remove_leftovers(self) -> None:
-        for folder in self._root.glob(f"{_STAGING}*"):
-            try:
-                handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            except FileNotFoundError:
-                continue
-            with suppress(BlockingIOError):  # its writer lives
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            os.close(handle)
 
 
 def _order(info: ModelInfo) -> tuple[float, str, int]:
@@ -273,14 +240,5 @@ def _decode_token(token: str) -> tuple[float, str, int]:
 def _sync(folder: Path) -> None:
     """Bring a folder's files to the disk, so that a rename cannot outlive them in a power cut."""
     for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync_file(path)
+    sync_folder(folder)
