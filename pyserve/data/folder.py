@@ -7,7 +7,6 @@ lie in folders of their own. Hidden files and files that are no pictures are pas
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pyserve.data.images import decode_image
+from pyserve.data.images import read_image
 from pyserve.data.layout import ClassFolder, class_folders, entries, unwrap
 from pyserve.data.manifest import BadImage, Item, Manifest, Part, digest_of
 from pyserve.data.names import is_picture
@@ -27,7 +26,6 @@ from pyserve.errors import DataError, ResourceExhaustedError
 
 log = logging.getLogger(__name__)
 
-_CHUNK_BYTES = 1 << 20
 _NAMED_IN_ERRORS = 10
 
 
@@ -145,18 +143,12 @@ def _check(found: _Found, root: Path, max_pixels: int) -> _Checked:
         shown = os.fsencode(path).decode(errors="replace")
         return _Checked(shown, found.folder, problem="has a name that is not in UTF-8")
     try:
-        with found.path.open("rb") as file:
-            digest = hashlib.sha256()
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-            size_bytes = file.tell()
-            file.seek(0)
-            decode_image(file, max_pixels=max_pixels, short_side=1)  # whole, at the least effort
+        read = read_image(found.path, max_pixels=max_pixels, short_side=1)  # all of it, at the least effort
     except DataError as error:
         return _Checked(path, found.folder, problem=error.message)
     except OSError as error:
         return _Checked(path, found.folder, problem=f"cannot be read: {error.strerror}")
-    return _Checked(path, found.folder, digest.hexdigest(), size_bytes)
+    return _Checked(path, found.folder, read.sha256, read.size_bytes)
 
 
 def _require_pictures(folders: Sequence[ClassFolder], good: Sequence[_Checked], bad: Sequence[BadImage]) -> None:

@@ -6,10 +6,12 @@ bounded for the whole process, whatever the number of threads.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +23,7 @@ from pyserve.errors import DataError
 
 # Not what Pillow could open beside these: EPS, for one, would run a program.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+_CHUNK_BYTES = 1 << 20
 _PIXELS_AT_ONCE = 128_000_000  # about 1.3 GB, at up to 10 bytes a pixel while one is turned and converted
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -56,6 +59,31 @@ class _PixelBudget:
 
 
 _budget = _PixelBudget(_PIXELS_AT_ONCE)
+
+
+@dataclass(frozen=True)
+class ReadImage:
+    """A picture and the file that it came from."""
+
+    image: Image.Image
+    sha256: str
+    size_bytes: int
+
+
+def read_image(path: Path, *, max_pixels: int, short_side: int) -> ReadImage:
+    """Decode a file as `decode_image` does, and hash it.
+
+    Raises:
+        DataError, OSError: as `decode_image` does.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+        size_bytes = file.tell()
+        file.seek(0)
+        image = decode_image(file, max_pixels=max_pixels, short_side=short_side)
+    return ReadImage(image, digest.hexdigest(), size_bytes)
 
 
 def decode_image(source: bytes | Path | BinaryIO, *, max_pixels: int, short_side: int = 0) -> Image.Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ _MAX_THREADS = 32
 _AHEAD = 4  # calls under way per thread: enough that none waits for the reader
 
 
-def map_in_order(function: Callable[[T], R], values: Iterable[T], *, threads: int = 0) -> Iterator[R]:
+def map_in_order(function: Callable[[T], R], values: Iterable[T], *, threads: int = 0) -> Generator[R, None, None]:
     """The results in order, computed ahead of the reader by a few; unlike `Executor.map`, never all at once.
 
     Closing the iterator, or an exception of the function, waits for the calls under way and drops the rest.
