@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -149,7 +149,12 @@ def prepare(
     architecture = models.get_architecture(spec.architecture)
     image_size = spec.image_size or architecture.image_size
     presize = presize_for(image_size, spec.augment)
-    view = {"image_size": image_size, "mean": architecture.mean, "std": architecture.std, "device": device}
+    view: dict[str, Any] = {
+        "image_size": image_size,
+        "mean": architecture.mean,
+        "std": architecture.std,
+        "device": device,
+    }
     parts = {part: _load_part(manifest, part, presize, dirs, callbacks) for part in ("train", "valid")}
     train = TrainBatches(parts["train"], batch_size=spec.batch_size, augment=spec.augment, seed=spec.seed, **view)
     valid = ValidBatches(parts["valid"], batch_size=spec.batch_size, **view)
