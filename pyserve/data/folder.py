@@ -22,7 +22,7 @@ from pyserve.data.manifest import BadImage, Item, Manifest, Part, digest_of
 from pyserve.data.names import is_picture
 from pyserve.data.parallel import map_in_order
 from pyserve.data.split import draw_valid
-from pyserve.errors import DataError, ResourceExhaustedError
+from pyserve.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +78,9 @@ def scan(
         threads: pictures read at once; 0 means one per core.
 
     Raises:
-        DataError: no pictures, one class only, a class without pictures or too small to split, parts with
-            different classes; bad pictures where `options` refuses them. Names no folder outside the dataset.
-        ResourceExhaustedError: more than `max_files` pictures.
+        DataError: no pictures or more than `max_files`, one class only, a class without pictures or too small to
+            split, parts with different classes; bad pictures where `options` refuses them. Names no folder outside
+            the dataset.
     """
     root = unwrap(folder)
     folders = class_folders(root)
@@ -114,8 +114,9 @@ def _find(root: Path, folders: Sequence[ClassFolder], max_files: int) -> Iterato
         for entry in _walk(root, folder.path):
             count += 1
             if count > max_files:
-                raise ResourceExhaustedError(
-                    f"the folder holds more than {max_files} pictures, the server's max_archive_entries",
+                raise DataError(
+                    f"the folder holds too many pictures, expected at most {max_files}, the server's "
+                    "max_archive_entries",
                     metadata={"max_archive_entries": str(max_files)},
                 )
             yield _Found(Path(entry.path), folder, entry.is_file(follow_symlinks=False))

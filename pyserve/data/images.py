@@ -94,8 +94,8 @@ def decode_image(source: bytes | Path | BinaryIO, *, max_pixels: int, short_side
     Args:
         source: the file's bytes, its path, or the open file.
         max_pixels: a larger picture is refused from its header, before it is decoded.
-        short_side: pixels the caller needs. A JPEG more than twice as large is decoded at 1/2, 1/4 or 1/8, at
-            twice this size or more, which is several times as fast; 0: at full size.
+        short_side: pixels the caller needs. A JPEG four times as large is decoded at 1/2, 1/4 or 1/8, twice
+            this size or more, which is several times as fast; 0: at full size.
 
     Raises:
         DataError: says why the picture cannot be used, and holds no path.

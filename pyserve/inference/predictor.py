@@ -187,8 +187,8 @@ class Predictor:
 
     def _decode(self, data: bytes) -> npt.NDArray[np.uint8]:
         """One picture as uint8 [3, presize, presize]."""
-        image = decode_image(data, max_pixels=self._max_image_pixels)
-        return to_square(image, self._bundle.preprocessing.presize)
+        presize = self._bundle.preprocessing.presize
+        return to_square(decode_image(data, max_pixels=self._max_image_pixels, short_side=presize), presize)
 
     def _check_tensor(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The pictures as [N, 3, S, S]."""
