@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pyserve.data.images import read_image
+from pyserve.data.images import read_square
 from pyserve.data.layout import ClassFolder, class_folders, entries, unwrap
 from pyserve.data.manifest import BadImage, Item, Manifest, Part, digest_of
 from pyserve.data.names import is_picture
@@ -144,7 +144,7 @@ def _check(found: _Found, root: Path, max_pixels: int) -> _Checked:
         shown = os.fsencode(path).decode(errors="replace")
         return _Checked(shown, found.folder, problem="has a name that is not in UTF-8")
     try:
-        read = read_image(found.path, max_pixels=max_pixels, short_side=1)  # all of it, at the least effort
+        read = read_square(found.path, 1, max_pixels=max_pixels)  # all of it, at the least effort
     except DataError as error:
         return _Checked(path, found.folder, problem=error.message)
     except OSError as error:
@@ -181,14 +181,23 @@ def _items(classes: Sequence[str], good: Sequence[_Checked], options: ScanOption
 
 
 def _warn_of_copies(dataset_id: str, items: Sequence[Item]) -> None:
-    """Copies with two labels, or in both parts: allowed, but measurements suffer."""
-    labels: dict[str, Item] = {}
-    for item in items:
-        first = labels.setdefault(item.sha256, item)
-        if first.label != item.label:
-            log.warning("datasets/%s: %s and %s are the same picture", dataset_id, first.path, item.path)
-        elif first.part != item.part:
-            log.warning("datasets/%s: %s and %s: trained and measured", dataset_id, first.path, item.path)
+    """Copies of another class, or in both parts: allowed, for they may be meant, but the log tells of them."""
+    firsts: dict[str, Item] = {}
+    pairs = [(firsts.setdefault(item.sha256, item), item) for item in items]
+    for what, found in (
+        ("have a copy of another class", [pair for pair in pairs if pair[0].label != pair[1].label]),
+        ("have a copy in the other part", [pair for pair in pairs if pair[0].part != pair[1].part]),
+    ):
+        if found:
+            first, second = found[0]
+            log.warning(
+                "datasets/%s: %d pictures %s, such as %s and %s",
+                dataset_id,
+                len(found),
+                what,
+                first.path,
+                second.path,
+            )
 
 
 def _inside(root: Path, path: Path) -> str:

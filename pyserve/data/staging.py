@@ -64,7 +64,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_disk(folder: Path) -> None:
-    """Bring all that is written on a folder's disk to it: one wait, where a wait for each of many files takes long.
+    """Bring all that was written to a folder's disk onto it: one wait instead of one for each of many files.
 
     Raises:
         OSError: the disk could not take it.

@@ -50,7 +50,7 @@ def png_header(width: int, height: int) -> bytes:
 def pictures(per_class: int = 5, classes: Sequence[str] = CLASSES, prefix: str = "") -> dict[str, bytes]:
     """Path → file, one folder per class; all pictures different."""
     return {
-        f"{prefix}{name}/{index}.png": png(100 * label + index + 10_000 * len(prefix))
+        f"{prefix}{name}/{index}.png": png(100 * label + index + 10_000 * zlib.crc32(prefix.encode()))
         for label, name in enumerate(classes)
         for index in range(per_class)
     }
