@@ -64,7 +64,7 @@ def test_top_losses(stubs: Stubs, mixed: str) -> None:
     images = predict_pb2.EncodedImages(data=[png(0, 900 + int(answer.items[0].path[9:-4]))])
     said = stubs.predict.Predict(predict_pb2.PredictRequest(model="models/colours", images=images), timeout=20)
     assert said.predictions[0].scores[0].probability == pytest.approx(confidence[0], abs=1e-4)
-    check_figures(answer.figures, "gallery")
+    check_figures(answer.figures, "most_incorrect")
 
 
 @pytest.mark.parametrize("order", ["MOST_CORRECT", "MOST_UNCERTAIN", "HIGHEST_LOSS"])
