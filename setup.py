@@ -29,7 +29,7 @@ FLAGS = "-std=c++17 -O3 -fPIC -Wall -Wextra -Wno-unused-parameter -Wno-maybe-uni
 AVX512 = "-mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
 ISA_FLAGS = {"avx2": "-mavx2 -mfma", "avx512": AVX512}  # by the last word of a kernel file's name
 TORCH_FLAGS = f"-DTORCH_TARGET_VERSION=0x020A000000000000 -isystem {TORCH}/include"
-TORCH_LINK, CUDA_LINK = f"-lpyserve_core -L{TORCH}/lib -ltorch_cpu -lc10", "--no-as-needed -ltorch_cuda"
+TORCH_LINK, CUDA_LINK = f"-lpyserve_core -L{TORCH}/lib -ltorch_cpu -lc10", "--no-as-needed -ltorch_cuda -nodlink"
 
 
 def find_nvcc():
