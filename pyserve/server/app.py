@@ -110,13 +110,11 @@ class Server:
 
     def _add_services(self, server: grpc.aio.Server) -> None:
         settings, pools = self._settings, self._pools
-        cache_dir = self._data_dir / CACHE_FOLDER
         catalog = Catalog(self._data_dir, settings)
         model_store = ModelStore(self._data_dir)
         predictors = PredictorCache(model_store, settings)
         datasets_pb2_grpc.add_DatasetsServicer_to_server(
-            DatasetsService(catalog, self._uploads, self._ledger, cache_dir, pools, self._store.users_of),
-            server,
+            DatasetsService(catalog, self._uploads, self._ledger, pools, self._store.users_of), server
         )
         jobs_pb2_grpc.add_JobsServicer_to_server(
             JobsService(
@@ -137,7 +135,7 @@ class Server:
                 predictors,
                 model_store,
                 catalog,
-                cache_dir,
+                self._data_dir / CACHE_FOLDER,
                 pools,
                 settings.max_image_pixels,
             ),
@@ -206,9 +204,7 @@ async def _serve(settings: Settings, on_ready: Callable[[str], None] | None) -> 
         hurrying.cancel()
         await draining
         return
-    log.warning(
-        "Ctrl-C while draining: ends without waiting; running jobs are INTERRUPTED at their last checkpoint"
-    )
+    log.warning("Ctrl-C while draining: ends without waiting; running jobs are INTERRUPTED at their last checkpoint")
     os._exit(1)  # workers end with this process
 
 

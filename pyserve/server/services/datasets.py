@@ -10,7 +10,6 @@ from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
 
-from pyserve.data import cache
 from pyserve.data.catalog import Catalog
 from pyserve.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from pyserve.server import convert, validate
@@ -29,7 +28,6 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
         catalog: where datasets live.
         uploads: archives on their way in.
         ledger: remembers requests by id; the one that `uploads` uses.
-        cache_dir: where decoded pictures are kept.
         pools: threads for blocking work.
         users_of: names of the jobs that have not ended and use a dataset, given its name.
     """
@@ -39,14 +37,12 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
         catalog: Catalog,
         uploads: Uploads,
         ledger: RequestLedger,
-        cache_dir: Path,
         pools: Pools,
         users_of: Callable[[str], Sequence[str]],
     ) -> None:
         self._catalog = catalog
         self._uploads = uploads
         self._ledger = ledger
-        self._cache_dir = cache_dir
         self._pools = pools
         self._users_of = users_of
 
@@ -113,7 +109,7 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
         name = validate.dataset_name(request.name)
 
         def delete() -> None:
-            digest = self._catalog.get(name).digest
+            self._catalog.get(name)
             users = self._users_of(name)
             if users:
                 raise FailedPreconditionError(
@@ -121,7 +117,6 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
                     metadata={"jobs": ",".join(users[:5])},
                 )
             self._catalog.delete(name)
-            cache.forget(self._cache_dir, digest)  # another dataset of the same pictures decodes them again
 
         await self._pools.slow.run(delete)
         return Empty()
