@@ -6,16 +6,14 @@ renamed into place, and the rename decides who gets which number.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import errno
-import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyserve import paging
 from pyserve.data.staging import remove_leftovers, staging_folder, sync_file, sync_folder
 from pyserve.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from pyserve.inference.description import WEIGHTS_FILE, Description, Preprocessing, read_description
@@ -25,8 +23,6 @@ log = logging.getLogger(__name__)
 
 _NAME = re.compile(rf"models/(?P<id>{RESOURCE_ID})(/versions/(?P<version>[1-9][0-9]{{0,8}}))?")
 _NAMED_IN_ERRORS = 10
-_DEFAULT_PAGE = 100
-_MAX_PAGE = 1000
 
 
 @dataclass(frozen=True)
@@ -163,15 +159,13 @@ class ModelStore:
         Raises:
             InvalidArgumentError: a negative size, or a token that no page gave.
         """
-        if page_size < 0:
-            raise InvalidArgumentError.field("page_size", page_size, "≥ 0")
-        size = min(page_size or _DEFAULT_PAGE, _MAX_PAGE)
+        size = paging.page_size(page_size)
         infos = sorted(self._readable(), key=_order)
         if page_token:
-            after = _decode_token(page_token)
+            after = tuple(paging.decode_token(page_token, (float, str, int)))
             infos = [info for info in infos if _order(info) > after]
         page = infos[:size]
-        return page, _encode_token(page[-1]) if len(infos) > size else ""
+        return page, paging.encode_token(_order(page[-1])) if len(infos) > size else ""
 
     def _ids(self) -> Sequence[str]:
         return sorted(p.name for p in self._root.iterdir() if re.fullmatch(RESOURCE_ID, p.name) and p.is_dir())
@@ -223,18 +217,6 @@ class ModelStore:
 
 def _order(info: ModelInfo) -> tuple[float, str, int]:
     return (-info.create_time, info.model_id, -info.version)
-
-
-def _encode_token(info: ModelInfo) -> str:
-    return base64.urlsafe_b64encode(json.dumps(_order(info)).encode()).decode()
-
-
-def _decode_token(token: str) -> tuple[float, str, int]:
-    try:
-        time, model_id, version = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
-        return float(time), str(model_id), int(version)
-    except (binascii.Error, ValueError, TypeError):
-        raise InvalidArgumentError.field("page_token", token[:100], "next_page_token of the page before") from None
 
 
 def _sync(folder: Path) -> None:
