@@ -12,11 +12,11 @@ from typing import Any, Literal, TypeVar
 import grpc
 
 from pyserve.client.backoff import Backoff
-from pyserve.client.pictures import Pictures, predict_requests
+from pyserve.client.pictures import Pictures, for_caller, predict_requests
 from pyserve.client.requests import dataset_options, enum_number, spec_message
 from pyserve.client.transport import Transport
 from pyserve.client.upload import Progress, send
-from pyserve.errors import CancelledError, DataLossError, UnavailableError
+from pyserve.errors import CancelledError, DataLossError, InvalidArgumentError, UnavailableError
 from pyserve.v1 import (
     common_pb2,
     datasets_pb2,
@@ -293,7 +293,10 @@ class Calls:
         answer = predict_pb2.PredictResponse(model=model)
         for request in predict_requests(model, images, top_k, tta):
             request.model = answer.model
-            part = await self._call(self._stubs.predict.Predict, request, _left(deadline))
+            try:
+                part = await self._call(self._stubs.predict.Predict, request, _left(deadline))
+            except InvalidArgumentError as error:
+                raise for_caller(error, images, len(answer.predictions)) from None
             answer.model = part.model
             answer.predictions.extend(part.predictions)
         return answer
