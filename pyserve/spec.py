@@ -7,23 +7,81 @@ and the job control stay light.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from pyserve.errors import FieldViolation, InvalidArgumentError
 
 RESOURCE_ID = r"[a-z0-9][a-z0-9_-]{0,62}"
+OWN_FINDER = "self"  # `lr_from`: the training runs range tests of its own
+Recipe = Literal["schedule", "fine_tune", "lesson1", "auto"]
 Schedule = Literal["one_cycle", "sgdr", "triangular", "triangular2", "exp_range", "cosine", "constant"]
 Optimizer = Literal["adamw", "sgd"]
 Augment = Literal["none", "flip", "crop", "standard", "strong"]
+ClassWeights = Literal["none", "balanced"]
+Precision = Literal["float32", "bfloat16"]
 Rule = Literal["valley", "steep", "slide", "minimum"]
 Mode = Literal["exponential", "doubling", "linear"]
+DEFAULT_RULE: Rule = "valley"
 
 _DEFAULT_LEARNING_RATE = {"adamw": 1e-3, "sgd": 0.05}
 _DEFAULT_WEIGHT_DECAY = {"adamw": 0.01, "sgd": 5e-4}
 
+# What a recipe sets where the request does not, beside the defaults that the fields tell.
+_RECIPE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "schedule": {},
+    "fine_tune": {"epochs": 4, "frozen_epochs": 1, "learning_rate": 2e-3, "body_lr_factor": 0.01},
+    "lesson1": {
+        "epochs": 7,  # cycles of 1, 2 and 4
+        "frozen_epochs": 3,
+        "precompute": True,
+        "lr_from": OWN_FINDER,
+        "body_lr_factor": 0.01,
+        "schedule": "sgdr",
+        "cycle_epochs": 1,
+        "cycle_mult": 2,
+        "early_stopping_patience": 2,
+        "tta": True,
+    },
+    "auto": {"tta": True},
+}
+# What `auto` chooses itself: no request may name them, and a spec without its choices does not show them.
+CHOSEN_BY_AUTO = (
+    "batch_size",
+    "epochs",
+    "frozen_epochs",
+    "lr_from",
+    "body_lr_factor",
+    "schedule",
+    "cycle_epochs",
+    "cycle_mult",
+    "augment",
+    "freeze_body",
+    "precision",
+    "early_stopping_patience",
+    "gradient_accumulation",
+    "start_image_size",
+    "precompute",
+)
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _located(field: str, got: object, expected: str) -> PydanticCustomError:
+    """The error of a check that sees several fields, for the one to blame."""
+    return PydanticCustomError("located", "{expected}", {"field": field, "got": got, "expected": expected})
 
 
 class _Spec(BaseModel):
@@ -65,8 +123,8 @@ class TrainSpec(_Spec):
     )
     lr_from: str = Field(
         default="",
-        pattern=r"^(jobs/[0-9a-f-]{36})?$",
-        description="Learning-rate finder, jobs/{id}, whose suggestion is taken.",
+        pattern=r"^(self|jobs/[0-9a-f-]{36})?$",
+        description="Learning-rate finder, jobs/{id}, whose suggestion is taken; 'self': the job finds its own.",
     )
     lr_from_policy: Literal["warn", "refuse"] = Field(
         default="warn", description="What to do where the finder's data or network differ."
@@ -101,9 +159,7 @@ class TrainSpec(_Spec):
         default=None,
         description="BatchNorm statistics of the body stay; default: only where it came with weights.",
     )
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Arithmetic (bfloat16: mixed precision)."
-    )
+    precision: Precision = Field(default="float32", description="Arithmetic (bfloat16: mixed precision).")
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of everything random.")
     early_stopping_patience: int = Field(
         default=0, ge=0, description="Stop when the metric has not improved for this many epochs; 0 never does."
@@ -120,6 +176,103 @@ class TrainSpec(_Spec):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where to train (auto: a GPU where there is one)."
     )
+    recipe: Recipe = Field(
+        default="schedule",
+        description="What is done in which order (docs/training.md); sets other defaults for some options.",
+    )
+    time_budget_minutes: Finite | None = Field(
+        default=None,
+        gt=0,
+        le=100_000,
+        description="Time that recipe auto may take, from the start of the job to its model, minutes.",
+    )
+    start_image_size: int | None = Field(
+        default=None,
+        ge=8,
+        le=1024,
+        description="Progressive resizing: size in the first epoch, growing to image_size; default: image_size.",
+    )
+    mixup: Finite = Field(
+        default=0.0, ge=0, le=100, description="Mixup: alpha of its Beta distribution, 0.4 is usual; 0: none."
+    )
+    cutmix: Finite = Field(
+        default=0.0, ge=0, le=100, description="CutMix: alpha of its Beta distribution, 1 is usual; 0: none."
+    )
+    ema_decay: Finite = Field(
+        default=0.0, ge=0, lt=1, description="Moving average of the weights, measured and kept; 0: none."
+    )
+    class_weights: ClassWeights = Field(
+        default="none", description="Weight of a class in the loss (balanced: its pictures' number, inverted)."
+    )
+    balanced_sampling: bool = Field(
+        default=False, description="Every epoch has equally many pictures of every class."
+    )
+    precompute: bool = Field(
+        default=False, description="Frozen epochs run on activations computed once, without augmentation."
+    )
+    tta: bool = Field(default=False, description="Measure the model with test-time augmentation, too, at the end.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_recipe(cls, values: Any) -> Any:
+        """The recipe's defaults for what the request leaves open."""
+        if not isinstance(values, Mapping):
+            return values
+        defaults = _RECIPE_DEFAULTS.get(values.get("recipe", "schedule"), {})
+        if values.get("lr_from"):  # then the rate is the finder's, not the recipe's
+            defaults = {name: value for name, value in defaults.items() if name != "learning_rate"}
+        return {**defaults, **values}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_auto_its_choices(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("recipe") == "auto":
+            for name in CHOSEN_BY_AUTO:
+                if name in values:
+                    expected = "nothing: recipe auto chooses it from time_budget_minutes"
+                    raise _located(name, values[name], expected)
+        return values
+
+    @model_validator(mode="after")
+    def _agree(self) -> TrainSpec:
+        """Fields that must fit each other; each error names the one to change."""
+        if self.recipe == "auto" and self.time_budget_minutes is None:
+            raise _located("time_budget_minutes", None, "a number: recipe auto plans for it")
+        if self.recipe != "auto" and self.time_budget_minutes is not None:
+            raise _located("time_budget_minutes", self.time_budget_minutes, "nothing, or recipe auto")
+        if self.recipe in ("fine_tune", "lesson1"):
+            if not self.weights:
+                raise _located("weights", "", f"weights to begin with: recipe {self.recipe} adapts a trained body")
+            if self.freeze_body:
+                raise _located("freeze_body", True, f"false: recipe {self.recipe} unfreezes the body")
+        if self.precompute and not self.weights:
+            raise _located("precompute", True, "false, or weights: a body without them has nothing to tell")
+        if self.start_image_size and self.image_size and self.start_image_size > self.image_size:
+            raise _located("start_image_size", self.start_image_size, f"≤ image_size = {self.image_size}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_choices_to_come(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if self.recipe == "auto":
+            values = {name: value for name, value in values.items() if name not in CHOSEN_BY_AUTO}
+        return values
+
+    @property
+    def finds_rate_itself(self) -> bool:
+        """Whether the job runs range tests of its own."""
+        return self.lr_from == OWN_FINDER and self.learning_rate is None
+
+    def image_size_or(self, native: int) -> int:
+        """Side of the network's input, pixels; `native` is the architecture's own.
+
+        Raises:
+            InvalidArgumentError: `start_image_size` is larger.
+        """
+        size = self.image_size or native
+        if self.start_image_size and self.start_image_size > size:
+            raise InvalidArgumentError.field("start_image_size", self.start_image_size, f"≤ image_size = {size}")
+        return size
 
     @property
     def dataset_id(self) -> str:
@@ -161,7 +314,7 @@ class FindLearningRateSpec(_Spec):
     repeats: int = Field(
         default=1, ge=1, le=20, description="Runs with other seeds, for the spread of each suggestion."
     )
-    rule: Rule = Field(default="valley", description="Rule whose suggestion is recommended.")
+    rule: Rule = Field(default=DEFAULT_RULE, description="Rule whose suggestion is recommended.")
 
     @field_validator("end_lr")
     @classmethod
@@ -169,6 +322,13 @@ class FindLearningRateSpec(_Spec):
         start = info.data.get("start_lr")
         if start is not None and value <= start:
             raise ValueError(f"a rate above start_lr = {start:g}")
+        return value
+
+    @field_validator("training")
+    @classmethod
+    def _without_auto(cls, value: TrainSpec) -> TrainSpec:
+        if value.recipe == "auto":
+            raise _located("recipe", "auto", "another one: auto has chosen no image size and no batch size yet")
         return value
 
 
@@ -227,13 +387,17 @@ def parse(model: type[_Spec], values: dict[str, Any], prefix: str) -> Any:
 
 def _violation(error: Any, prefix: str) -> FieldViolation:
     field = ".".join([prefix, *(str(part) for part in error["loc"])])
-    if error["type"] == "missing":
-        return FieldViolation(field, f"got nothing, expected {_expectation(error)}")
-    return FieldViolation(field, f"got {_short(error['input'])}, expected {_expectation(error)}")
+    got = error["input"]
+    if error["type"] == "located":
+        field, got = f"{field}.{error['ctx']['field']}", error["ctx"]["got"]
+    told = "nothing" if error["type"] == "missing" or got is None else _short(got)
+    return FieldViolation(field, f"got {told}, expected {_expectation(error)}")
 
 
 def _expectation(error: Any) -> str:
     kind, context = error["type"], error.get("ctx", {})
+    if kind == "located":
+        return str(context["expected"])
     for key, sign in _LIMIT_SIGNS.items():
         if key in context:
             return f"{sign} {context[key]}"

@@ -203,6 +203,18 @@ def test_watch_prints_one_json_event_per_line(fake: FakeServer, run: Run) -> Non
     assert [json.loads(line)["seq"] for line in done.out.splitlines()] == [str(i) for i in range(1, 11)]
 
 
+def test_watch_shows_phases(fake: FakeServer, run: Run) -> None:
+    phase = jobs_pb2.PhaseStarted(
+        name="whole network", phase=3, total_phases=3, epochs=7, learning_rate=0.002, schedule="sgdr"
+    )
+    fake.events = [
+        jobs_pb2.Event(seq=1, phase=phase),
+        jobs_pb2.Event(seq=2, state=jobs_pb2.StateChange(state=jobs_pb2.SUCCEEDED)),
+    ]
+    done = run("jobs", "watch", "jobs/x")
+    assert "phase 3/3: whole network, 7 epochs of sgdr, lr 2.00e-03, all layers learning" in done.err
+
+
 def test_watch_shows_epochs_warnings_and_the_end(fake: FakeServer, run: Run) -> None:
     epoch = jobs_pb2.EpochDone(epoch=1, total_epochs=2, metrics={"accuracy": 0.5}, best=True)
     step = jobs_pb2.StepDone(step=5, total_steps=10, loss=0.3, learning_rates=[0.1], images_per_s=9)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
 import torch
 
+from pyserve.data.order import epoch_order, generator
 from pyserve.data.tensors import PartTensors
 from pyserve.data.transforms import augment as augmented
-from pyserve.data.transforms import evaluation_view, normalize
+from pyserve.data.transforms import evaluation_view, normalize, shrunk, tta_views
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -23,8 +24,8 @@ _AHEAD = 2
 class TrainBatches:
     """Shuffled, augmented batches.
 
-    Every epoch has all pictures in an order of its own. A last batch of a single picture is left out, for batch
-    normalisation cannot learn from it; so `len` is 0 where the part has less than 2 pictures.
+    Every epoch has all pictures in an order of its own (see `epoch_order`). A last batch of a single picture is
+    left out, for batch normalisation cannot learn from it; so `len` is 0 where the part has less than 2 pictures.
 
     Args:
         part: the pictures.
@@ -34,6 +35,8 @@ class TrainBatches:
         image_size: side of the network's input, pixels.
         mean, std: of each RGB channel, for values in 0…1.
         device: where batches are augmented and given.
+        balanced: as for `epoch_order`.
+        size_of: progressive resizing: side of the batches of an epoch, at most `image_size`; None: that one.
     """
 
     def __init__(
@@ -47,8 +50,11 @@ class TrainBatches:
         mean: Sequence[float],
         std: Sequence[float],
         device: torch.device,
+        balanced: bool = False,
+        size_of: Callable[[int], int] | None = None,
     ) -> None:
         self._part, self._batch_size, self._augment, self._seed = part, batch_size, augment, seed
+        self._balanced, self._size_of = balanced, size_of
         self._image_size, self._mean, self._std, self._device = image_size, tuple(mean), tuple(std), device
 
     def __len__(self) -> int:
@@ -63,17 +69,14 @@ class TrainBatches:
 
         What a batch holds does not depend on where the epoch was entered. Closing the iterator ends its thread.
         """
-        order = torch.randperm(len(self._part), generator=self._generator(epoch, 0))
+        size = self._image_size if self._size_of is None else self._size_of(epoch)
+        order = epoch_order(self._part.labels, seed=self._seed, epoch=epoch, balanced=self._balanced)
         indices = torch.split(order, self._batch_size)[start_step : len(self)]
         with closing(_read(self._part, indices, self._device)) as batches:
             for step, (images, labels) in enumerate(batches, start=start_step):
-                view = augmented(self._augment, images, self._image_size, self._generator(epoch, step + 1))
+                smaller = shrunk(images, round(images.shape[-1] * size / self._image_size))
+                view = augmented(self._augment, smaller, size, generator(self._seed, epoch, step + 1))
                 yield _finished(view, self._mean, self._std), labels
-
-    def _generator(self, epoch: int, draw: int) -> torch.Generator:
-        """Draw 0 of an epoch is its order, draw i + 1 the augmentation of batch i."""
-        (state,) = np.random.SeedSequence([self._seed, epoch, draw]).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(state) >> 1)
 
 
 class ValidBatches:
@@ -106,6 +109,14 @@ class ValidBatches:
         with closing(_read(self._part, indices, self._device)) as batches:
             for images, labels in batches:
                 yield _finished(evaluation_view(images, self._image_size), self._mean, self._std), labels
+
+    def tta_epoch(self) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
+        """Batches of test-time augmentation: views of the pictures, each in the form of `epoch`'s, and labels."""
+        indices = torch.split(torch.arange(len(self._part)), self._batch_size)
+        with closing(_read(self._part, indices, self._device)) as batches:
+            for images, labels in batches:
+                views = tta_views(images, self._image_size)
+                yield [_finished(view, self._mean, self._std) for view in views], labels
 
 
 def _finished(view: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

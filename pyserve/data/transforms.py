@@ -76,6 +76,14 @@ def normalize(view: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -
     return (view - shift).div_(scale)
 
 
+def shrunk(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Squares of fewer pixels, antialiased: uint8 [N, 3, side, side]; as they are where `side` is no less."""
+    if side >= images.shape[-1]:
+        return images
+    smaller: torch.Tensor = _v2().resize(images, [side, side], antialias=True)
+    return smaller
+
+
 def evaluation_view(batch: torch.Tensor, image_size: int) -> torch.Tensor:
     """The central square as it is measured and served.
 

@@ -153,6 +153,7 @@ def event(happened: Event) -> jobs_pb2.Event:
 
 
 _PAYLOADS: dict[str, type[Message]] = {
+    "phase": jobs_pb2.PhaseStarted,
     "step": jobs_pb2.StepDone,
     "epoch": jobs_pb2.EpochDone,
     "warning": jobs_pb2.Warning,

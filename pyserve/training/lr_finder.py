@@ -15,7 +15,7 @@ from pyserve.training.range_test import Curve, RangeTest, range_test
 if TYPE_CHECKING:
     from pyserve.data.manifest import Manifest
     from pyserve.spec import FindLearningRateSpec
-    from pyserve.training.recipe import TrainDirs
+    from pyserve.training.prepare import TrainDirs
 
 
 @dataclass(frozen=True)
@@ -116,16 +116,20 @@ def find_learning_rate(
 
 
 def _run(spec: FindLearningRateSpec, run: int, manifest: Manifest, dirs: TrainDirs, callbacks: Callbacks) -> Curve:
-    from pyserve.training.recipe import learner_config, prepare  # the range test itself needs torch alone
+    from pyserve.training.phases import Phase
+    from pyserve.training.prepare import prepare  # the range test itself needs torch alone
+    from pyserve.training.stages import Stages
 
     training = spec.training.model_copy(update={"seed": (spec.training.seed + run) % 2**31})
-    config = learner_config(training)
-    prepared = prepare(training, manifest, dirs, callbacks, config)
+    prepared = prepare(training, manifest, dirs, callbacks)
+    phase = Phase(1, None, frozen=training.freeze_body, precomputed=training.freeze_body and training.precompute)
+    stages = Stages(training, prepared.network, prepared.pictures, (phase,), lambda: raise_if_stopped(callbacks))
+    stage = stages.of(0)
     options = RangeTest(spec.start_lr, spec.end_lr, spec.steps, spec.mode, spec.divergence_factor)
     return range_test(
-        prepared.network,
-        config,
-        prepared.train,
+        stage.network,
+        prepared.config,
+        stage.train,
         options,
         run=run,
         frozen=training.freeze_body,

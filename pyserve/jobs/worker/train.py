@@ -25,7 +25,8 @@ from pyserve.jobs.worker.artifacts import keep_figure
 from pyserve.jobs.worker.report import Ending, JobCallbacks
 from pyserve.models import get_architecture
 from pyserve.spec import comparable
-from pyserve.training.recipe import TrainDirs, TrainOutcome, train
+from pyserve.training.prepare import TrainDirs
+from pyserve.training.recipe import TrainOutcome, train
 
 if TYPE_CHECKING:
     from pyserve.data.manifest import Manifest

@@ -115,7 +115,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         """Refuse now what would fail as soon as a worker begins."""
         self._catalog.get(training.dataset)
         try:
-            models.get_architecture(training.architecture)
+            training.image_size_or(models.get_architecture(training.architecture).image_size)
             if training.weights == "imagenet":
                 models.require_imagenet(training.architecture)
             elif training.weights.startswith("models/"):

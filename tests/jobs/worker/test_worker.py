@@ -20,6 +20,7 @@ from pyserve.jobs.events import (
     EpochDone,
     Event,
     JobState,
+    PhaseStarted,
     SpokenWarning,
     StateChange,
     StepDone,
@@ -138,6 +139,28 @@ async def test_a_killed_worker_can_be_resumed_to_the_same_weights(data_dir: Path
         assert states(events)[-1] is JobState.SUCCEEDED
         assert record.attempt == 2
     assert weights(data_dir, record) == undisturbed(data_dir)
+
+
+LESSON: dict[str, object] = {"recipe": "lesson1", "weights": "models/alone/versions/1", "epochs": 3}
+LESSON |= {"frozen_epochs": 1, "learning_rate": None}  # found on the way
+
+
+async def test_lesson1_killed_in_any_phase_can_be_resumed_to_the_same_weights(data_dir: Path) -> None:
+    async with scheduling(data_dir, REAL) as scheduler:
+        alone, events = await ended(scheduler, (await scheduler.submit(tints("lesson", **LESSON))).name)
+        phases = [e.payload for e in events if isinstance(e.payload, PhaseStarted)]
+        assert [p.name for p in phases] == ["head on activations", "head on pictures", "whole network"]
+        job = await scheduler.submit(tints("lesson-killed", **LESSON))
+        for step in (3, 20, 30):  # 12 steps on activations, 6 of the head, 18 of everything
+            await reached(scheduler, job.name, step)
+            os.kill(worker_of(scheduler, job.name).pid, signal.SIGKILL)
+            record, _ = await ended(scheduler, job.name)
+            assert record.state is JobState.INTERRUPTED
+            await scheduler.resume(job.name)
+        record, _ = await ended(scheduler, job.name)
+    assert weights(data_dir, record) == weights(data_dir, alone)
+    assert record.result is not None
+    assert record.progress.phase == "whole network"
 
 
 async def test_two_at_once_are_as_alone_and_a_drain_can_be_resumed(data_dir: Path) -> None:
