@@ -56,7 +56,13 @@ def commit() -> str:
 
 
 def write(
-    path: Path | None, benchmark: str, rows: Sequence[dict[str, Any]], summary: str, packages: Sequence[str]
+    path: Path | None,
+    benchmark: str,
+    rows: Sequence[dict[str, Any]],
+    summary: str,
+    packages: Sequence[str],
+    *,
+    details: dict[str, Any] | None = None,
 ) -> None:
     """Write one result file.
 
@@ -66,6 +72,7 @@ def write(
         rows: one flat dictionary a case.
         summary: one sentence.
         packages: whose versions matter here.
+        details: further entries of the file, such as curves.
     """
     if path is None:
         return
@@ -76,6 +83,7 @@ def write(
         "versions": versions(*packages),
         "rows": list(rows),
         "summary": summary,
+        **(details or {}),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
