@@ -12,6 +12,7 @@ from torch import nn
 
 from pyserve import models
 from pyserve.errors import FailedPreconditionError
+from pyserve.spec import DEFAULT_RULE
 from pyserve.training.callbacks import STOPPED_STATUS, Callbacks, Status, Stopped, raise_if_stopped
 from pyserve.training.checkpoint import CheckpointStore
 from pyserve.training.evaluation import evaluate
@@ -121,7 +122,6 @@ def _rate_finder(
     spec: TrainSpec, prepared: Prepared, phases: Sequence[Phase], stages: Stages, callbacks: Callbacks
 ) -> Callable[[int, Stage], float]:
     """What finds the rate of a phase by a range test; where the curve is of no use, the default is taken."""
-    from pyserve.spec import DEFAULT_RULE
 
     def find(index: int, stage: Stage) -> float:
         phase = phases[index]

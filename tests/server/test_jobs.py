@@ -87,6 +87,46 @@ def test_finder_and_a_training_that_takes_its_rate(stubs: Stubs) -> None:
     assert job.train_result.learning_rate == pytest.approx(result.learning_rate)
 
 
+def test_a_recipe_tells_its_phases(stubs: Stubs, trained: jobs_pb2.Job) -> None:
+    request = train_request(recipe="lesson1", weights=trained.train_result.model, epochs=1, frozen_epochs=1)
+    request.train.ClearField("learning_rate")
+    job = stubs.jobs.Train(request, timeout=20)
+    events = stubs.watch(job)
+    job = get(stubs, job)
+    assert job.state == jobs_pb2.SUCCEEDED, job.reason
+    assert (job.train.schedule, job.train.cycle_mult, job.train.lr_from) == ("sgdr", 2, "self")  # told, as it is
+    names = ["head on activations", "head on pictures", "whole network"]
+    phases = [e.phase for e in events if e.WhichOneof("event") == "phase"]
+    assert [(p.name, p.phase, p.total_phases, p.first_epoch) for p in phases] == [
+        (name, i + 1, 3, first) for i, (name, first) in enumerate(zip(names, (1, 3, 4), strict=True))
+    ]
+    assert all(p.learning_rate > 0 for p in phases)
+    epochs = [e.epoch for e in events if e.WhichOneof("event") == "epoch"]
+    assert [e.phase for e in epochs] == [names[0], *names]
+    assert {"tta_accuracy", "tta_loss"} < set(job.train_result.metrics)
+    assert job.progress.phase == names[-1]
+
+
+def test_auto_says_what_it_chose(stubs: Stubs) -> None:
+    request = jobs_pb2.TrainRequest(
+        train=jobs_pb2.TrainSpec(
+            dataset="datasets/colours",
+            architecture="smallnet",
+            recipe="auto",
+            time_budget_minutes=0.4,
+            device="cpu",
+        )
+    )
+    job = stubs.jobs.Train(request, timeout=20)
+    assert not job.train.HasField("epochs")  # nobody knows yet
+    lines = [e.log.message for e in stubs.watch(job) if e.WhichOneof("event") == "log"]
+    job = get(stubs, job)
+    assert job.state == jobs_pb2.SUCCEEDED, job.reason
+    assert any("pictures/s are learnt from" in line for line in lines)
+    assert any("the same again: architecture=smallnet" in line for line in lines)
+    assert "tta_accuracy" in job.train_result.metrics
+
+
 def test_jobs_are_listed_in_pages(stubs: Stubs, trained: jobs_pb2.Job) -> None:
     everything = stubs.jobs.List(jobs_pb2.ListJobsRequest(), timeout=20).jobs
     names, token = [], ""

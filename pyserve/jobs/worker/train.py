@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ from pyserve.jobs.worker.artifacts import keep_figure
 from pyserve.jobs.worker.report import Ending, JobCallbacks
 from pyserve.models import get_architecture
 from pyserve.spec import comparable
+from pyserve.training.auto import decide
+from pyserve.training.callbacks import STOPPED_STATUS, Stopped
 from pyserve.training.prepare import TrainDirs
 from pyserve.training.recipe import TrainOutcome, train
 
@@ -45,14 +48,22 @@ def run_training(spec: TrainSpec, order: WorkerOrder, report: JobReport, control
     """Train, or go on from the last checkpoint, and store the model."""
     manifest = Catalog(order.data_dir).get(spec.dataset)
     spec, suggested_lr = with_suggested_rate(spec, manifest, report)
+    dirs, callbacks, epochs_s = train_dirs(spec, order), JobCallbacks(report, control), None
+    if spec.recipe == "auto":
+        elapsed_s = time.time() - (report.record.start_time or time.time())
+        try:
+            spec, epochs_s = decide(spec, manifest, dirs, callbacks, elapsed_s=elapsed_s, resume=report.resumes)
+        except Stopped as stop:
+            return stopped(STOPPED_STATUS[stop.kind], control)
     outcome = train(
         spec,
         manifest,
-        train_dirs(spec, order),
-        JobCallbacks(report, control),
+        dirs,
+        callbacks,
         resume=report.resumes,
         checkpoint_interval_s=order.checkpoint_interval_s,
         suggested_lr=suggested_lr,
+        time_budget_s=epochs_s,
     )
     if outcome.status != "done" or outcome.model is None:
         return stopped(outcome.status, control)
