@@ -31,6 +31,7 @@ from pyserve.training.checkpoint import Checkpoint, CheckpointStore, select
 from pyserve.training.config import LearnerConfig, LearnerState
 from pyserve.training.ema import WeightAverage
 from pyserve.training.evaluation import evaluate
+from pyserve.training.graphed import GraphedBackward
 from pyserve.training.loss_watch import not_finite
 from pyserve.training.losses import LossReader, NotFinite
 from pyserve.training.network import Network
@@ -62,6 +63,7 @@ class _Running:
     rate: float
     stage: Stage
     optimizer: torch.optim.Optimizer
+    graphed: GraphedBackward | None
 
 
 class Learner:
@@ -170,7 +172,10 @@ class Learner:
             raise InvalidArgumentError("the training part has less than 2 pictures, expected 2 or more")
         rate = self._rate_of(index, stage)
         optimizer = self.config.make_optimizer(stage.network)
-        running = _Running(index, begin, phase, rate, stage, optimizer)
+        graphed = None
+        if self.device.type == "cuda":
+            graphed = GraphedBackward(self.config.step.forward_backward, self.callbacks.on_warning)
+        running = _Running(index, begin, phase, rate, stage, optimizer, graphed)
         if self.state.epoch == begin and self.state.step_in_epoch == 0:
             if index > 0:
                 self.state.watch.restart()
@@ -234,7 +239,8 @@ class Learner:
 
     def _step(self, running: _Running, batches: Iterator[Batch], steps_per_epoch: int) -> None:
         state = self.state
-        result = self.config.step.run(running.stage.network.model, running.optimizer, batches, state.step)
+        model = running.stage.network.model
+        result = self.config.step.run(model, running.optimizer, batches, state.step, running.graphed)
         if self.average:
             self.average.update()
         state.step += 1

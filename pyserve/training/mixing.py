@@ -25,6 +25,15 @@ class Targets:
     partners: torch.Tensor | None = None  # int64 [N]
     share: torch.Tensor | None = None  # float32 scalar on the device: of a picture's own part
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Those there are."""
+        return [t for t in (self.labels, self.partners, self.share) if t is not None]
+
+    def clone(self) -> Targets:
+        """The same in other memory."""
+        return Targets(*(tensor.clone() for tensor in self.tensors))
+
 
 @dataclass(frozen=True)
 class Mixing:

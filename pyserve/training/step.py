@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from pyserve.errors import InvalidArgumentError
 from pyserve.training.evaluation import logits_of
+from pyserve.training.graphed import GraphedBackward
 from pyserve.training.mixing import Mixing, Targets
 from pyserve.training.seeding import derive_seed, seed_step
 
@@ -68,20 +69,30 @@ class TrainStep:
     seed: int = 0
 
     def run(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[Batch], step: int
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batches: Iterable[Batch],
+        step: int,
+        graphed: GraphedBackward | None = None,
     ) -> StepResult:
         """Forward and backward over up to `gradient_accumulation` batches, then one optimiser step.
 
         The gradient is that of the mean loss over all their pictures, also where the last batch is short. The
         global generators are seeded from (seed, step, batch), so that a resumed step draws the same dropout.
+        `graphed` computes gradients in CUDA graphs, where nothing is accumulated.
         """
         optimizer.zero_grad(set_to_none=True)
         losses, corrects, images = [], [], 0
         accumulate = self.gradient_accumulation > 1
         for part, (pictures, y) in enumerate(batches):
-            seed_step(self.seed, step, part)
+            reseed = functools.partial(seed_step, self.seed, step, part)
+            reseed()
             x, targets = self._mixed(pictures, y, step, part)
-            loss, correct = self.forward_backward(model, x, targets, 1 if accumulate else len(y))
+            if graphed is not None and not accumulate:
+                loss, correct = graphed.run(model, x, targets, len(y), reseed)
+            else:
+                loss, correct = self.forward_backward(model, x, targets, 1 if accumulate else len(y))
             losses.append(loss)
             corrects.append(correct)
             images += len(y)
