@@ -3,14 +3,13 @@
     nice -n 15 python benchmarks/lr_advice.py --threads 1 --json benchmarks/results/lr_advice.json
 
 For each case (`lr_cases.py`) three range tests are run and every rule reads them. Then the network is trained from
-the same start with fixed learning rates, three to a decade around the best, and with each rule's rate (the median
-of the three). The final loss is the training loss, mean of the last quarter of the steps and of the seeds; the
-excess of a rate is how far its final loss lies above the lowest of all rates that were trained. A training that is
-not finite, or ends above where it began, has no final loss. The constant schedule and one-cycle, with the rate as
-its peak, are both measured.
+the same start with fixed learning rates, three to a decade around the best, and with the rate of the default rule
+(the median of the three tests); losses at the other rules' rates are interpolated. The final loss is the training
+loss, mean of the last quarter of the steps and of the seeds; the excess of a rate is how far its final loss lies
+above the lowest of all rates that were trained. A training that is not finite, or ends above where it began, has
+no final loss. The constant schedule (2 seeds) and one-cycle with the rate as its peak (1 seed) are measured.
 
-What was trained is kept in the JSON file and not trained again. `--interpolate` trains nothing: it reads rules off
-the curves that are there, and the losses between two rates that were trained.
+What was trained is kept in the JSON file and not trained again. `--interpolate` trains nothing.
 """
 
 from __future__ import annotations
@@ -25,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lr_cases import CASES, Case
 
 import report
+from lr_cases import CASES, Case
+from pyserve.spec import DEFAULT_RULE
 from pyserve.training.callbacks import CurvePoint
 from pyserve.training.lr_finder import suggest_all
 from pyserve.training.lr_rules import RULES
@@ -36,12 +36,11 @@ from pyserve.training.range_test import Curve, RangeTest, endless, range_test
 from pyserve.training.schedules import SCHEDULES, Span
 from pyserve.training.seeding import kept_random_state
 
-SEEDS = (0, 1)
 REPEATS = 3
-SCHEDULE_NAMES = ("constant", "one_cycle")
+SCHEDULE_NAMES = {"constant": (0, 1), "one_cycle": (0,)}  # and the seeds of each
 PER_DECADE = 3
 MIDDLE = {"adamw": 1e-3, "sgd": 0.1}
-FAR = 1.5  # the grid goes on, up and down, until a loss is so many times the best
+FAR = 1.25  # the grid goes on, up and down, until a loss is so many times the best
 GOOD = 0.05  # excess that still counts as good advice
 
 
@@ -49,7 +48,7 @@ def final_loss(case: Case, rate: float, schedule: str, seed: int) -> float:
     """Train, and give the mean training loss of the last quarter of the steps; infinite where it did not learn."""
     losses: list[float] = []
     with kept_random_state():
-        network, train, _ = case.start(seed)
+        network, train = case.start(seed)
         config = case.config(seed)
         network.train_mode(freeze_batch_norm=config.freeze_batch_norm)
         optimizer = config.make_optimizer(network)
@@ -69,7 +68,7 @@ def range_tests(case: Case) -> list[dict[str, Any]]:
     """Curves as the finder makes them: each repeat begins from its own seed."""
     found = []
     for run in range(REPEATS):
-        network, train, _ = case.start(run)
+        network, train = case.start(run)
         curve = range_test(network, case.config(run), train, RangeTest(), run=run)
         values = {"lrs": curve.lrs, "losses": curve.losses, "smoothed": curve.smoothed}
         found.append({"planned": curve.planned, "diverged": curve.diverged, **values})
@@ -98,14 +97,19 @@ class Measurements:
         known = self.cases[case.name]["losses"][schedule]
         return {float(rate): statistics.fmean(known[rate]) for rate in sorted(known, key=float)}
 
+    def known(self, case: Case, schedule: str, rate: float) -> float:
+        """The final loss at a rate: measured, or between the two that were measured beside it."""
+        known = self.cases[case.name]["losses"][schedule].get(f"{rate:.3g}")
+        return statistics.fmean(known) if known else interpolated(self.losses(case, schedule), rate)
+
     def loss(self, case: Case, schedule: str, rate: float) -> float:
         """The final loss at a rate, trained where it is not known."""
         known = self.cases[case.name]["losses"][schedule]
         name = f"{rate:.3g}"
         if name not in known and self._interpolate:
-            return interpolated(self.losses(case, schedule), rate)
+            return self.known(case, schedule, rate)
         if name not in known:
-            found = [final_loss(case, float(name), schedule, seed) for seed in SEEDS]
+            found = [final_loss(case, float(name), schedule, seed) for seed in SCHEDULE_NAMES[schedule]]
             known[name] = found if all(map(math.isfinite, found)) else [math.inf]
             print(f"  {case.name}: {schedule} {name}: {known[name]}", flush=True)
             self._keep()
@@ -151,15 +155,15 @@ def rows_of(measured: Measurements, case: Case) -> list[dict[str, Any]]:
     suggestions = suggest_all(measured.curves(case))
     rows = []
     for schedule in SCHEDULE_NAMES:
-        for suggestion in suggestions.values():
-            if suggestion.learning_rate is not None:
-                measured.loss(case, schedule, suggestion.learning_rate)
+        advised = suggestions[DEFAULT_RULE].learning_rate
+        if advised is not None:
+            measured.loss(case, schedule, advised)
         losses = measured.losses(case, schedule)
         best = min(losses, key=losses.__getitem__)
         row: dict[str, Any] = {"case": case.name, "schedule": schedule, "best lr": best, "loss": losses[best]}
         for rule, suggestion in suggestions.items():
             rate = suggestion.learning_rate
-            excess = math.inf if rate is None else measured.loss(case, schedule, rate) / losses[best] - 1
+            excess = math.inf if rate is None else measured.known(case, schedule, rate) / losses[best] - 1
             row[f"{rule} lr"] = rate or "none"
             row[f"{rule} excess %"] = round(100 * excess, 1) if math.isfinite(excess) else "fails"
         rows.append(row)
