@@ -32,7 +32,7 @@ Optimizer = Literal["adamw", "sgd"]
 Augment = Literal["none", "flip", "crop", "standard", "strong"]
 ClassWeights = Literal["none", "balanced"]
 Precision = Literal["float32", "bfloat16"]
-Rule = Literal["valley", "steep", "slide", "minimum"]
+Rule = Literal["valley", "knee", "steep", "slide", "minimum"]
 Mode = Literal["exponential", "doubling", "linear"]
 DEFAULT_RULE: Rule = "valley"
 

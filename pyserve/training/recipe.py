@@ -17,7 +17,7 @@ from pyserve.training.callbacks import STOPPED_STATUS, Callbacks, Status, Stoppe
 from pyserve.training.checkpoint import CheckpointStore
 from pyserve.training.evaluation import evaluate
 from pyserve.training.learner import Learner, Stage
-from pyserve.training.lr_finder import recommend, suggest_all
+from pyserve.training.lr_finder import recommend, suggest_all, useful
 from pyserve.training.phases import Phase
 from pyserve.training.plans import plan_phases
 from pyserve.training.prepare import Prepared, TrainDirs, prepare
@@ -139,7 +139,7 @@ def _rate_finder(
             before_step=lambda: raise_if_stopped(callbacks),
         )
         try:
-            found = recommend(suggest_all([curve]), DEFAULT_RULE)
+            found = recommend(suggest_all(useful([curve], callbacks.on_warning)), DEFAULT_RULE)
         except FailedPreconditionError as error:
             rate = spec.effective_learning_rate
             callbacks.on_warning("no_learning_rate_found", f"{error.message}; taking {rate:g} instead")

@@ -433,7 +433,7 @@ class FindLearningRateSpec(_message.Message):
     repeats: _builtins.int
     """Runs with other seeds, for the spread of each suggestion; default 1."""
     rule: _builtins.str
-    """Rule whose suggestion is recommended: "valley" (default), "steep", "slide" or "minimum"."""
+    """Rule whose suggestion is recommended: "valley" (default), "knee", "steep", "slide" or "minimum"."""
     @_builtins.property
     def training(self) -> Global___TrainSpec:
         """The training for which the rate is sought; its epochs, schedule and learning rate play no part."""

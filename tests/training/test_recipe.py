@@ -183,3 +183,32 @@ def test_the_finder_falls_back_where_the_rule_has_no_answer(
     assert result.learning_rate is not None
     assert [code for code, _ in listener.warnings] == ["rule_without_answer"]
     assert "slide: needs 17 points" in listener.warnings[0][1]
+
+
+def test_the_finder_refuses_a_curve_of_no_use(manifest: Manifest, tmp_path: Path, cache: Path) -> None:
+    spec = FindLearningRateSpec(
+        training=tints(augment="none", batch_size=36), steps=20, start_lr=1e-9, end_lr=1e-8
+    )
+    with pytest.raises(FailedPreconditionError, match="the loss is flat: from"):
+        find_learning_rate(spec, manifest, TrainDirs(tmp_path, cache), Recorder())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"freeze_body": True, "freeze_batch_norm": False},
+        {"body_lr_factor": 0.01},
+        {"precision": "bfloat16"},
+        {"gradient_accumulation": 2, "batch_size": 4},
+        {"schedule": "sgdr", "cycle_epochs": 1, "cycle_mult": 2, "epochs": 3},
+        {"mixup": 0.4, "class_weights": "balanced", "balanced_sampling": True, "ema_decay": 0.9},
+    ],
+)
+def test_the_finder_works_for_every_kind_of_training(
+    manifest: Manifest, tmp_path: Path, cache: Path, fields: dict[str, object]
+) -> None:
+    spec = FindLearningRateSpec(training=tints(**fields), steps=60, start_lr=1e-5)
+    result = find_learning_rate(spec, manifest, TrainDirs(tmp_path, cache), Recorder())
+    assert result.status == "done"
+    assert result.learning_rate is not None
+    assert 1e-5 < result.learning_rate < 10

@@ -250,7 +250,7 @@ async def test_a_finder_and_a_training_that_takes_its_rate(data_dir: Path) -> No
         points = tuple(e.payload for e in events if isinstance(e.payload, CurvePoint))
         assert finder.result.curve == tuple(p for p in points if p.run == 0)
         assert {p.run for p in points} == {0, 1}
-        assert {s.rule for s in finder.result.suggestions} == {"valley", "steep", "slide", "minimum"}
+        assert {s.rule for s in finder.result.suggestions} == {"valley", "knee", "steep", "slide", "minimum"}
         assert (finder.progress.step, finder.progress.total_steps) == (len(points), 80)
         assert {a.name for a in finder.artifacts} == {"lr_curve.png", "lr_curve.svg"}
         same = tints("taken", epochs=1, learning_rate=None, lr_from=finder.name)
