@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "../bias_relu.h"
+#include "divisor.h"
 #include "element.h"
 
 namespace pyserve::simt {
@@ -16,6 +17,12 @@ template <class T>
 constexpr int32_t kWide = 16 / static_cast<int32_t>(sizeof(T));
 
 inline bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+// The problem, and its divisions.
+struct Shape : BiasReluProblem {
+  Divisor by_inner, by_channels;
+  explicit Shape(const BiasReluProblem& p) : BiasReluProblem(p), by_inner(p.inner), by_channels(p.channels) {}
+};
 
 // Reads elements [i, i + count) of `from` as floats; zeros from `end` on, and everywhere where `from` is null.
 template <class T, int32_t count>
@@ -46,7 +53,7 @@ PYSERVE_DEVICE void write(T* to, int64_t i, int64_t end, bool wide, const Accumu
 
 template <class T>
 PYSERVE_KERNEL(kPointwiseThreads, 4)
-bias_relu_kernel(PYSERVE_PARAMETER BiasReluProblem p, PYSERVE_PARAMETER BiasReluArgs args, bool wide) {
+bias_relu_kernel(PYSERVE_PARAMETER Shape p, PYSERVE_PARAMETER BiasReluArgs args, bool wide) {
   using Acc = Accumulator<T>;
   constexpr int32_t count = kWide<T>;
   const T *x = static_cast<const T*>(args.x), *bias = static_cast<const T*>(args.bias);
@@ -58,8 +65,8 @@ bias_relu_kernel(PYSERVE_PARAMETER BiasReluProblem p, PYSERVE_PARAMETER BiasRelu
     read(x, i, numel, wide, values);
     read(static_cast<const T*>(args.residual), i, numel, wide, residual);
     if (bias != nullptr) {
-      const int64_t plane = quotient(i, p.inner);
-      int64_t within = i - plane * p.inner, channel = plane - quotient(plane, p.channels) * p.channels;
+      const int64_t plane = quotient(i, p.by_inner);
+      int64_t within = i - plane * p.inner, channel = plane - quotient(plane, p.by_channels) * p.channels;
 #pragma unroll
       for (int32_t j = 0; j < count; ++j) {
         values[j] += widen(device::load(bias + channel));
@@ -77,7 +84,7 @@ void bias_relu(const BiasReluProblem& p, const BiasReluArgs& args, const Queue& 
   const int64_t per_block = kPointwiseThreads * kWide<T>;
   const int64_t blocks = std::min((p.numel() + per_block - 1) / per_block, kMostPointwiseBlocks);
   const bool wide = aligned(args.x) && aligned(args.residual) && aligned(args.y);
-  device::launch(bias_relu_kernel<T>, blocks, kPointwiseThreads, 0, queue, p, args, wide);
+  device::launch(bias_relu_kernel<T>, blocks, kPointwiseThreads, 0, queue, Shape(p), args, wide);
 }
 
 // ------------------------------------------------------------ backward
@@ -86,19 +93,18 @@ void bias_relu(const BiasReluProblem& p, const BiasReluArgs& args, const Queue& 
 // a fixed order. `parts` is [chunks][channels], or null where no sum is wanted.
 template <class T, int32_t kLanes>
 PYSERVE_KERNEL(kPointwiseThreads, 4)
-bias_relu_backward_kernel(PYSERVE_PARAMETER BiasReluProblem p, PYSERVE_PARAMETER BiasReluBackwardArgs args,
-                          int64_t chunk, Accumulator<T>* parts) {
+bias_relu_backward_kernel(PYSERVE_PARAMETER Shape p, PYSERVE_PARAMETER BiasReluBackwardArgs args, int64_t chunk,
+                          PYSERVE_PARAMETER Divisor tiles, Accumulator<T>* parts) {
   using Acc = Accumulator<T>;
   constexpr int32_t kRows = kPointwiseThreads / kLanes;
   const T *grad = static_cast<const T*>(args.grad), *y = static_cast<const T*>(args.y);
   const Acc lo = static_cast<Acc>(p.clamp.mask_lo()), hi = static_cast<Acc>(p.clamp.mask_hi());
-  const int64_t tiles = quotient(p.channels + kLanes - 1, kLanes), positions = p.outer * p.inner;
-  const int64_t chunk_at = quotient(device::block_index(), tiles);
-  const int64_t channel = (device::block_index() - chunk_at * tiles) * kLanes + device::thread_index() % kLanes;
+  const int64_t positions = p.outer * p.inner, chunk_at = quotient(device::block_index(), tiles);
+  const int64_t channel = (device::block_index() - chunk_at * tiles.value) * kLanes + device::thread_index() % kLanes;
   const int64_t begin = chunk_at * chunk, end = begin + chunk < positions ? begin + chunk : positions;
   Acc sum = 0;
   for (int64_t j = begin + device::thread_index() / kLanes; j < end && channel < p.channels; j += kRows) {
-    const int64_t outer = quotient(j, p.inner), i = (outer * p.channels + channel) * p.inner + j - outer * p.inner;
+    const int64_t outer = quotient(j, p.by_inner), i = (outer * p.channels + channel) * p.inner + j - outer * p.inner;
     const Acc seen = y != nullptr ? widen(device::load(y + i)) : Acc(0);
     const bool blocked = y != nullptr && (seen <= lo || seen >= hi);
     const T g = blocked ? narrow<T>(0) : device::load(grad + i);
@@ -140,7 +146,8 @@ void bias_relu_backward(const BiasReluProblem& p, const BiasReluBackwardArgs& ar
   const int64_t chunks = (positions + chunk - 1) / chunk;
   Accumulator<T>* parts = args.dbias != nullptr ? queue.scratch<Accumulator<T>>(chunks * p.channels) : nullptr;
   device::launch(bias_relu_backward_kernel<T, kLanes>, tiles * chunks, kPointwiseThreads,
-                 kPointwiseThreads * static_cast<int32_t>(sizeof(Accumulator<T>)), queue, p, args, chunk, parts);
+                 kPointwiseThreads * static_cast<int32_t>(sizeof(Accumulator<T>)), queue, Shape(p), args, chunk,
+                 Divisor(tiles), parts);
   if (parts == nullptr) return;
   device::launch(sum_chunks_kernel<T>, (p.channels + kPointwiseThreads - 1) / kPointwiseThreads, kPointwiseThreads, 0,
                  queue, parts, chunks, p.channels, static_cast<T*>(args.dbias));

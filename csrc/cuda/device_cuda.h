@@ -65,7 +65,10 @@ PYSERVE_DEVICE T shuffle_xor(T value, int32_t mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
-// ------------------------------------------------------------ element types
+// ------------------------------------------------------------ arithmetic and element types
+
+// The upper half of the 64-bit product.
+PYSERVE_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 
 PYSERVE_DEVICE float float_from_bf16(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
 // Round to nearest, ties to even; NaN stays NaN.

@@ -70,11 +70,11 @@ PLANTED: dict[str, tuple[Patch, Check]] = {
         forward("conv2d_simt_cuda", SMALL),
     ),
     "simt: the halo's first row is left out": (
-        Patch(OPERANDS, "return h >= 0 && h < p->H", "return h > 0 && h < p->H"),
+        Patch(OPERANDS, "return h >= 0 && h < g->height", "return h > 0 && h < g->height"),
         forward("conv2d_simt_cuda", SMALL),
     ),
     "simt: a row beyond the image is read": (
-        Patch(OPERANDS, "h < p->H && w >= 0", "h <= p->H && w >= 0"),
+        Patch(OPERANDS, "h < g->height && w >= 0", "h <= g->height && w >= 0"),
         forward("conv2d_simt_cuda", SMALL),
     ),
     "simt: two threads compute the same rows": (
@@ -86,11 +86,11 @@ PLANTED: dict[str, tuple[Patch, Check]] = {
         forward("conv2d_simt_cuda", SMALL),
     ),
     "simt: parts of the sum overlap": (
-        Patch(SIMT, "const int64_t begin = split * share, end", "const int64_t begin = split * (share - 1), end"),
+        Patch(SIMT, "begin = split * product.share;", "begin = split * (product.share - 1);"),
         wgrad("conv2d_wgrad_simt_cuda", MANY_POSITIONS),
     ),
-    "simt: strides are not divided": (
-        Patch(OPERANDS, "P * p->stride_h != h ||", ""),
+    "dgrad: a stride's taps are those of the next row": (
+        Patch(OPERANDS, "first_tap * dilation % stride != a", "first_tap * dilation % stride == a"),
         dgrad("conv2d_dgrad_simt_cuda", square(1, 4, 8, 4, 3, 2, 1)),
     ),
     "bias_relu: sums are added before they are there": (

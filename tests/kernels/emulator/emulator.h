@@ -70,7 +70,11 @@ T shuffle_xor(T value, int32_t mask) {
   return operand.got;
 }
 
-// ------------------------------------------------------------ element types
+// ------------------------------------------------------------ arithmetic and element types
+
+inline uint32_t multiply_high(uint32_t a, uint32_t b) {
+  return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
+}
 
 inline float float_from_bf16(uint16_t bits) {
   const uint32_t wide = static_cast<uint32_t>(bits) << 16;
