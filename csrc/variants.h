@@ -15,18 +15,32 @@ enum class Op : int32_t { conv2d, conv2d_dgrad, conv2d_wgrad, bias_relu, bias_re
 
 // What a kernel takes; each is a pure function of the problem. The vector kernels know no float64 and at most 64 taps
 // along an axis (the depthwise ones in all).
-PYSERVE_INLINE bool covers_any(const Conv2dProblem&) { return true; }
-PYSERVE_INLINE bool covers_any(const BiasReluProblem&) { return true; }
-PYSERVE_INLINE bool covers_floats(const BiasReluProblem& p) { return p.dtype != DType::f64; }
-PYSERVE_INLINE bool covers_floats(const Conv2dProblem& p) { return p.dtype != DType::f64 && p.R <= 64 && p.S <= 64; }
+PYSERVE_INLINE bool covers_any(const Conv2dProblem& p) { return p.dtype != DType::f16; }
+PYSERVE_INLINE bool covers_any(const BiasReluProblem& p) { return p.dtype != DType::f16; }
+PYSERVE_INLINE bool covers_floats(const BiasReluProblem& p) { return covers_any(p) && p.dtype != DType::f64; }
+PYSERVE_INLINE bool covers_floats(const Conv2dProblem& p) {
+  return covers_any(p) && p.dtype != DType::f64 && p.R <= 64 && p.S <= 64;
+}
 PYSERVE_INLINE bool covers_depthwise(const Conv2dProblem& p) {
   return covers_floats(p) && p.depthwise() && p.R * p.S <= 64;
 }
 
-// What a CUDA kernel takes: coordinates along one axis, padding included, are 32-bit there.
+// What a CUDA kernel takes: every element type, and coordinates along one axis, padding included, are 32-bit there.
 PYSERVE_INLINE bool covers_axes(const Conv2dProblem& p) {
   constexpr int64_t most = INT32_MAX;
   return p.pad_h <= most && p.pad_w <= most && p.H + 2 * p.pad_h <= most && p.W + 2 * p.pad_w <= most;
+}
+PYSERVE_INLINE bool covers_all(const BiasReluProblem&) { return true; }
+// Tensor cores: no float64, float32 only as TF32, 32-bit indices, and groups whose channels come in multiples of 16
+// bytes.
+PYSERVE_INLINE bool covers_mma(const Conv2dProblem& p) {
+  constexpr int64_t most = INT32_MAX;
+  const int64_t wide = p.dtype == DType::f32 ? 4 : 8, taps = p.R * p.S;
+  const bool type = p.dtype == DType::bf16 || p.dtype == DType::f16 || (p.dtype == DType::f32 && p.tf32);
+  const bool channels = p.groups == 1 || (p.group_c() % wide == 0 && p.group_k() % wide == 0);
+  const bool small = p.N * p.P * p.Q <= most && p.N * p.H * p.W <= most && taps * (p.C + wide) <= most &&
+                     taps * (p.K + wide) <= most && p.K + 128 <= most && p.C + 128 <= most;
+  return type && channels && small && covers_axes(p);
 }
 
 // ROW(operator, algorithm, ISA, covers): the kernel is `<operator>_<algorithm>_<ISA>` and lives in
@@ -65,11 +79,14 @@ PYSERVE_INLINE bool covers_axes(const Conv2dProblem& p) {
 // ROW(operator, algorithm, architecture, covers, least compute capability × 10). The kernels are in cuda/, dispatched
 // there.
 #define PYSERVE_CUDA_VARIANTS(ROW)               \
+  ROW(conv2d, mma, sm80, covers_mma, 80)         \
+  ROW(conv2d_dgrad, mma, sm80, covers_mma, 80)   \
+  ROW(conv2d_wgrad, mma, sm80, covers_mma, 80)   \
   ROW(conv2d, simt, cuda, covers_axes, 80)       \
   ROW(conv2d_dgrad, simt, cuda, covers_axes, 80) \
   ROW(conv2d_wgrad, simt, cuda, covers_axes, 80) \
-  ROW(bias_relu, simt, cuda, covers_any, 80)     \
-  ROW(bias_relu_backward, simt, cuda, covers_any, 80)
+  ROW(bias_relu, simt, cuda, covers_all, 80)     \
+  ROW(bias_relu_backward, simt, cuda, covers_all, 80)
 
 enum class Variant : int32_t {
 #define ROW(op, algorithm, isa, covers) op##_##algorithm##_##isa,

@@ -15,7 +15,9 @@ void* allocate_tensor(void* owner, int64_t size_bytes) {
 }
 
 struct Cpu {
-  static bool has(const Tensor& x) { return kernel_dtype(dtype_name(x.scalar_type())).has_value(); }
+  static bool has(const Tensor& x) {
+    return x.scalar_type() != ScalarType::Half && kernel_dtype(dtype_name(x.scalar_type())).has_value();
+  }
   static bool covers(const Conv2dProblem&) { return true; }
 
   template <Op op>

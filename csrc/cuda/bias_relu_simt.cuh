@@ -5,51 +5,18 @@
 
 #include "../bias_relu.h"
 #include "divisor.h"
-#include "element.h"
+#include "vector_access.h"
 
 namespace pyserve::simt {
 
 constexpr int32_t kPointwiseThreads = 256;
 constexpr int64_t kMostPointwiseBlocks = int64_t{1} << 20;
 
-// Elements of one 16-byte access.
-template <class T>
-constexpr int32_t kWide = 16 / static_cast<int32_t>(sizeof(T));
-
-inline bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
 // The problem, and its divisions.
 struct Shape : BiasReluProblem {
   Divisor by_inner, by_channels;
   explicit Shape(const BiasReluProblem& p) : BiasReluProblem(p), by_inner(p.inner), by_channels(p.channels) {}
 };
-
-// Reads elements [i, i + count) of `from` as floats; zeros from `end` on, and everywhere where `from` is null.
-template <class T, int32_t count>
-PYSERVE_DEVICE void read(const T* from, int64_t i, int64_t end, bool wide, Accumulator<T> (&values)[count]) {
-  if (from != nullptr && wide && i + count <= end) {
-    const auto all = device::load(reinterpret_cast<const device::Vector<T, count>*>(from + i));
-#pragma unroll
-    for (int32_t j = 0; j < count; ++j) values[j] = widen(all.at[j]);
-    return;
-  }
-#pragma unroll
-  for (int32_t j = 0; j < count; ++j)
-    values[j] = from != nullptr && i + j < end ? widen(device::load(from + i + j)) : Accumulator<T>(0);
-}
-
-template <class T, int32_t count>
-PYSERVE_DEVICE void write(T* to, int64_t i, int64_t end, bool wide, const Accumulator<T> (&values)[count]) {
-  if (wide && i + count <= end) {
-    device::Vector<T, count> all;
-#pragma unroll
-    for (int32_t j = 0; j < count; ++j) all.at[j] = narrow<T>(values[j]);
-    return device::store(reinterpret_cast<device::Vector<T, count>*>(to + i), all);
-  }
-#pragma unroll
-  for (int32_t j = 0; j < count; ++j)
-    if (i + j < end) device::store(to + i + j, narrow<T>(values[j]));
-}
 
 template <class T>
 PYSERVE_KERNEL(kPointwiseThreads, 4)
@@ -61,9 +28,9 @@ bias_relu_kernel(PYSERVE_PARAMETER Shape p, PYSERVE_PARAMETER BiasReluArgs args,
   const int64_t numel = p.numel(), step = device::grid_size() * kPointwiseThreads * count;
   int64_t i = (device::block_index() * kPointwiseThreads + device::thread_index()) * count;
   for (; i < numel; i += step) {
-    Acc values[count], residual[count];
+    Acc values[count], residual[count] = {};
     read(x, i, numel, wide, values);
-    read(static_cast<const T*>(args.residual), i, numel, wide, residual);
+    if (args.residual != nullptr) read(static_cast<const T*>(args.residual), i, numel, wide, residual);
     if (bias != nullptr) {
       const int64_t plane = quotient(i, p.by_inner);
       int64_t within = i - plane * p.inner, channel = plane - quotient(plane, p.by_channels) * p.channels;

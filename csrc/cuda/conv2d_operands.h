@@ -63,6 +63,7 @@ struct Patches {
     const int32_t h = position.h + tap.h, w = position.w + tap.w;
     return h >= 0 && h < g->height && w >= 0 && w < g->width ? tensor + position.offset + tap.offset : nullptr;
   }
+  PYSERVE_DEVICE const T* any() const { return tensor; }  // an address that is valid and aligned
 };
 
 // left of the forward and dgrad products
@@ -112,6 +113,7 @@ struct Dense {
   PYSERVE_DEVICE Outer outer(int64_t i) const { return inner_contiguous ? i * stride : i; }
   PYSERVE_DEVICE Inner inner(int64_t i) const { return inner_contiguous ? i : i * stride; }
   PYSERVE_DEVICE const T* at(Outer outer, Inner inner) const { return start + outer + inner; }
+  PYSERVE_DEVICE const T* any() const { return start; }
 };
 
 // ------------------------------------------------------------ dgrad
@@ -154,6 +156,7 @@ struct WeightColumns {
     return k * filter_stride + r * tap_stride_h + s * tap_stride_w;
   }
   PYSERVE_DEVICE const T* at(Outer outer, Inner inner) const { return weight + outer + inner; }
+  PYSERVE_DEVICE const T* any() const { return weight; }
 };
 
 // ------------------------------------------------------------ the operands of a problem

@@ -4,6 +4,7 @@
 
 #include "conv2d_operands.h"
 #include "product.h"
+#include "vector_access.h"
 
 namespace pyserve {
 
@@ -15,6 +16,7 @@ struct ForwardProduct : ProductSizes {
   PatchGeometry patches;
   int64_t K;
   Accumulator<T> lo, hi;
+  bool wide;
 
   ForwardProduct(const Conv2dProblem& p, const Conv2dArgs& args)
       : ProductSizes(p.N * p.P * p.Q, p.group_k(), p.R * p.S * p.group_c(), p.groups),
@@ -22,7 +24,8 @@ struct ForwardProduct : ProductSizes {
         patches(forward_patches(p)),
         K(p.K),
         lo(static_cast<Accumulator<T>>(p.clamp.lo)),
-        hi(static_cast<Accumulator<T>>(p.clamp.hi)) {}
+        hi(static_cast<Accumulator<T>>(p.clamp.hi)),
+        wide(columns % kWide<T> == 0 && aligned(args.y) && aligned(args.bias) && aligned(args.residual)) {}
 
   PYSERVE_DEVICE Left left(int64_t group) const {
     return {{static_cast<const T*>(args.x) + group * patches.tap_channels.value, &patches}};
@@ -30,11 +33,23 @@ struct ForwardProduct : ProductSizes {
   PYSERVE_DEVICE Right right(int64_t group) const {
     return {static_cast<const T*>(args.weight) + group * columns * inner, inner};
   }
-  PYSERVE_DEVICE void store(int64_t group, int64_t, int64_t row, int64_t column, Accumulator<T> sum) const {
-    const int64_t filter = group * columns + column, at = row * K + filter;
-    if (args.bias != nullptr) sum += widen(device::load(static_cast<const T*>(args.bias) + filter));
-    if (args.residual != nullptr) sum += widen(device::load(static_cast<const T*>(args.residual) + at));
-    device::store(static_cast<T*>(args.y) + at, narrow<T>(clamp(sum, lo, hi)));
+  template <int32_t count>
+  PYSERVE_DEVICE void store(int64_t group, int64_t, int64_t row, int64_t column, Accumulator<T> (&sums)[count]) const {
+    const int64_t filter = group * columns + column, at = row * K + filter, left = columns - column;
+    Accumulator<T> added[count];
+    if (args.bias != nullptr) {
+      read(static_cast<const T*>(args.bias), filter, filter + left, wide, added);
+#pragma unroll
+      for (int32_t j = 0; j < count; ++j) sums[j] += added[j];
+    }
+    if (args.residual != nullptr) {
+      read(static_cast<const T*>(args.residual), at, at + left, wide, added);
+#pragma unroll
+      for (int32_t j = 0; j < count; ++j) sums[j] += added[j];
+    }
+#pragma unroll
+    for (int32_t j = 0; j < count; ++j) sums[j] = clamp(sums[j], lo, hi);
+    write(static_cast<T*>(args.y), at, at + left, wide, sums);
   }
 };
 
@@ -47,9 +62,12 @@ struct DgradProduct : ProductSizes {
   PatchGeometry patches;
   Right first_group;
   int64_t W, C, image, row_step, column_step, first_row, first_column;
+  bool wide;
 
-  DgradProduct(const Conv2dProblem& p, const Conv2dDgradArgs& args, const ResidueClass& h, const ResidueClass& w)
-      : ProductSizes(p.N * h.count * w.count, p.group_c(), h.taps * w.taps * p.group_k(), p.groups),
+  // `channels` of dx: fewer than those of p where p is padded.
+  DgradProduct(const Conv2dProblem& p, const Conv2dDgradArgs& args, const ResidueClass& h, const ResidueClass& w,
+               int64_t channels)
+      : ProductSizes(p.N * h.count * w.count, channels / p.groups, h.taps * w.taps * p.group_k(), p.groups),
         args(args),
         patches(dgrad_patches(p, h, w)),
         first_group{static_cast<const T*>(args.weight) + (h.first_tap * p.S + w.first_tap) * p.group_c(),
@@ -59,12 +77,13 @@ struct DgradProduct : ProductSizes {
                     h.tap_step * p.S * p.group_c(),
                     w.tap_step * p.group_c()},
         W(p.W),
-        C(p.C),
+        C(channels),
         image(p.H * p.W),
         row_step(p.stride_h),
         column_step(p.stride_w),
         first_row(h.first),
-        first_column(w.first) {}
+        first_column(w.first),
+        wide(columns % kWide<T> == 0 && aligned(args.dx)) {}
 
   PYSERVE_DEVICE Left left(int64_t group) const {
     return {{static_cast<const T*>(args.grad) + group * patches.tap_channels.value, &patches}};
@@ -74,11 +93,13 @@ struct DgradProduct : ProductSizes {
     right.weight += group * patches.tap_channels.value * right.filter_stride;
     return right;
   }
-  PYSERVE_DEVICE void store(int64_t group, int64_t, int64_t row, int64_t column, Accumulator<T> sum) const {
+  template <int32_t count>
+  PYSERVE_DEVICE void store(int64_t group, int64_t, int64_t row, int64_t column, Accumulator<T> (&sums)[count]) const {
     const int64_t line = quotient(row, patches.rows_w), n = quotient(line, patches.rows_h);
     const int64_t h = first_row + (line - n * patches.rows_h.value) * row_step;
     const int64_t w = first_column + (row - line * patches.rows_w.value) * column_step;
-    device::store(static_cast<T*>(args.dx) + (n * image + h * W + w) * C + group * columns + column, narrow<T>(sum));
+    const int64_t start = (n * image + h * W + w) * C + group * columns;
+    write(static_cast<T*>(args.dx), start + column, start + columns, wide, sums);
   }
 };
 
@@ -100,23 +121,32 @@ struct WgradProduct : ProductSizes {
   using Right = PatchColumns<T>;
   Conv2dWgradArgs args;
   PatchGeometry patches;
-  int64_t K;
+  int64_t K, grad_channels;
   Accumulator<T>* parts = nullptr;  // where there is one part, it is the result
+  bool wide;
 
-  WgradProduct(const Conv2dProblem& p, const Conv2dWgradArgs& args)
+  // `channels` of grad: more than the filters where grad is padded.
+  WgradProduct(const Conv2dProblem& p, const Conv2dWgradArgs& args, int64_t channels)
       : ProductSizes(p.group_k(), p.R * p.S * p.group_c(), p.N * p.P * p.Q, p.groups),
         args(args),
         patches(forward_patches(p)),
-        K(p.K) {}
+        K(p.K),
+        grad_channels(channels),
+        wide(columns % kWide<T> == 0 && aligned(args.dw)) {}
 
-  PYSERVE_DEVICE Left left(int64_t group) const { return {static_cast<const T*>(args.grad) + group * rows, K}; }
+  PYSERVE_DEVICE Left left(int64_t group) const {
+    return {static_cast<const T*>(args.grad) + group * rows, grad_channels};
+  }
   PYSERVE_DEVICE Right right(int64_t group) const {
     return {{static_cast<const T*>(args.x) + group * patches.tap_channels.value, &patches}};
   }
-  PYSERVE_DEVICE void store(int64_t group, int64_t split, int64_t row, int64_t column, Accumulator<T> sum) const {
-    const int64_t at = (group * rows + row) * columns + column;
-    if (parts == nullptr) return device::store(static_cast<T*>(args.dw) + at, narrow<T>(sum));
-    device::store(parts + split * K * columns + at, sum);
+  template <int32_t count>
+  PYSERVE_DEVICE void store(int64_t group, int64_t split, int64_t row, int64_t column,
+                            Accumulator<T> (&sums)[count]) const {
+    const int64_t start = (group * rows + row) * columns;
+    if (parts == nullptr) return write(static_cast<T*>(args.dw), start + column, start + columns, wide, sums);
+    Accumulator<T>* part = parts + split * K * columns;
+    write(part, start + column, start + columns, columns % kWide<Accumulator<T>> == 0, sums);
   }
 };
 
@@ -129,22 +159,26 @@ inline int64_t wgrad_splits(int64_t tiles, int64_t positions) {
 
 constexpr int32_t kSumThreads = 256;
 
-// y[i] = Σ parts[split][i], in the order of the parts.
+// y [rows][channels] = Σ parts[split] [rows][part_channels], in the order of the parts.
 template <class T>
 PYSERVE_KERNEL(kSumThreads, 2)
-sum_parts_kernel(const Accumulator<T>* parts, int64_t splits, int64_t size, T* y) {
-  const int64_t step = device::grid_size() * kSumThreads;
+sum_parts_kernel(const Accumulator<T>* parts, int64_t splits, int64_t rows, PYSERVE_PARAMETER Divisor channels,
+                 int64_t part_channels, T* y) {
+  const int64_t step = device::grid_size() * kSumThreads, size = rows * channels.value;
   for (int64_t i = device::block_index() * kSumThreads + device::thread_index(); i < size; i += step) {
+    const int64_t row = quotient(i, channels), at = row * part_channels + i - row * channels.value;
     Accumulator<T> sum = 0;
-    for (int64_t split = 0; split < splits; ++split) sum += device::load(parts + split * size + i);
+    for (int64_t split = 0; split < splits; ++split) sum += device::load(parts + split * rows * part_channels + at);
     device::store(y + i, narrow<T>(sum));
   }
 }
 
 template <class T>
-void sum_parts(const Accumulator<T>* parts, int64_t splits, int64_t size, T* y, const Queue& queue) {
-  const int64_t blocks = std::min<int64_t>((size + kSumThreads - 1) / kSumThreads, int64_t{1} << 16);
-  device::launch(sum_parts_kernel<T>, blocks, kSumThreads, 0, queue, parts, splits, size, y);
+void sum_parts(const Accumulator<T>* parts, int64_t splits, int64_t rows, int64_t channels, int64_t part_channels, T* y,
+               const Queue& queue) {
+  const int64_t blocks = std::min<int64_t>((rows * channels + kSumThreads - 1) / kSumThreads, int64_t{1} << 16);
+  device::launch(sum_parts_kernel<T>, blocks, kSumThreads, 0, queue, parts, splits, rows, Divisor(channels),
+                 part_channels, y);
 }
 
 }  // namespace pyserve

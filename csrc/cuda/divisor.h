@@ -11,7 +11,7 @@ struct Divisor {
 
   Divisor() = default;
   explicit Divisor(int64_t d) : value(d) {
-    if (d == 0) value = d = 1;  // of a product without taps: nothing is divided
+    if (d == 0) value = d = 1;          // of a product without taps: nothing is divided
     if (d >= int64_t{1} << 31) return;  // what is less than 2³¹ is then divided the long way, too
     while ((int64_t{1} << shift) < d) ++shift;
     multiplier = static_cast<uint32_t>((((uint64_t{1} << shift) - static_cast<uint64_t>(d)) << 32) / d + 1);

@@ -3,7 +3,7 @@
 //   Left, Right                  operands (conv2d_operands.h)
 //   ProductSizes                 base class: sizes, and how they are cut into tiles
 //   left(group), right(group)
-//   store(group, split, row, column, sum)
+//   store(group, split, row, column, sums)   of neighbouring columns; those beyond the last are to be left out
 //
 // A block of 256 threads computes a tile of 64 × 64 results, each thread 4 × 4 of them in registers, from tiles of 16
 // along the sum in shared memory. The next tiles are fetched into registers while the current ones are multiplied.
@@ -114,10 +114,10 @@ PYSERVE_DEVICE void tile_of(const Product& product, int64_t tile) {
     multiply(left_tile + row_at, right_tile + column_at, sums);
     device::block_barrier();
   }
+#pragma unroll
   for (int32_t i = 0; i < kSide; ++i)
-    for (int32_t j = 0; j < kSide; ++j)
-      if (row + row_at + i < product.rows && column + column_at + j < product.columns)
-        product.store(group, split, row + row_at + i, column + column_at + j, sums[i][j]);
+    if (row + row_at + i < product.rows && column + column_at < product.columns)
+      product.store(group, split, row + row_at + i, column + column_at, sums[i]);
 }
 
 template <class Product>

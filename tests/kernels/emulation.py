@@ -29,7 +29,7 @@ BUILD = ROOT / "build" / "emulator"
 ORDERINGS = ("early", "late")
 _FLAGS = "-std=c++17 -O2 -fPIC -fvisibility=hidden -fno-strict-aliasing -U_FORTIFY_SOURCE -Wall -Wextra -Werror"
 _FLAGS += " -Wno-unused-parameter -Wno-unknown-pragmas -Wno-maybe-uninitialized"
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2, torch.float16: 3}
 
 
 class ViolationError(AssertionError):
@@ -106,6 +106,7 @@ class _Conv2dProblem(ctypes.Structure):
         *((f"{name}_{axis}", ctypes.c_int64) for name in ("stride", "pad", "dilation") for axis in "hw"),
         ("groups", ctypes.c_int64),
         ("dtype", ctypes.c_int32),
+        ("tf32", ctypes.c_bool),
         ("clamp", _Clamp),
     ]
 
@@ -122,7 +123,7 @@ class _Range(ctypes.Structure):
     _fields_ = [("begin", ctypes.c_void_p), ("size_bytes", ctypes.c_int64), ("writable", ctypes.c_bool)]
 
 
-def conv2d_problem(case: Case, dtype: torch.dtype, activation: str = "none") -> Any:
+def conv2d_problem(case: Case, dtype: torch.dtype, activation: str = "none", *, tf32: bool = False) -> Any:
     """A case as the kernels are told it."""
     P, Q = (
         (size + 2 * case.padding[i] - case.dilation[i] * (kernel - 1) - 1) // case.stride[i] + 1
@@ -130,7 +131,9 @@ def conv2d_problem(case: Case, dtype: torch.dtype, activation: str = "none") -> 
     )
     sizes = (case.N, case.H, case.W, case.C, case.K, case.R, case.S, P, Q)
     clamp = _Clamp(*reference.BOUNDS[activation])
-    return _Conv2dProblem(*sizes, *case.stride, *case.padding, *case.dilation, case.groups, _DTYPES[dtype], clamp)
+    return _Conv2dProblem(
+        *sizes, *case.stride, *case.padding, *case.dilation, case.groups, _DTYPES[dtype], tf32, clamp
+    )
 
 
 def bias_relu_problem(sizes: tuple[int, int, int], dtype: torch.dtype, activation: str) -> Any:
@@ -156,6 +159,9 @@ class Emulator:
     ) -> None:
         """Run a variant. Inputs and outputs are dense, and in the order of the operator's argument struct.
 
+        The device has so many multiprocessors that small tiles are chosen in one ordering, so few that large ones
+        are in the other.
+
         Raises:
             ViolationError: where the kernel broke a rule of the programming model.
         """
@@ -174,27 +180,30 @@ class Emulator:
             len(ranges),
             ORDERINGS.index(ordering),
             capability,
+            1 if ordering == "early" else 132,
         )
         if error is not None:
             raise ViolationError(error.decode())
 
-    def conv2d(self, variant: str, t: Tensors, activation: str, ordering: str) -> Tensor:
+    def conv2d(self, variant: str, t: Tensors, activation: str, ordering: str, *, tf32: bool = False) -> Tensor:
         """clamp(conv(x, weight) + bias + residual), [N, K, P, Q]."""
         y = poisoned_like(nhwc(t.residual))
-        problem = conv2d_problem(t.case, t.x.dtype, activation)
+        problem = conv2d_problem(t.case, t.x.dtype, activation, tf32=tf32)
         self.run(variant, problem, [nhwc(t.x), nhwc(t.weight), t.bias, nhwc(t.residual)], [y], ordering)
         return y.permute(0, 3, 1, 2)
 
-    def conv2d_dgrad(self, variant: str, t: Tensors, ordering: str) -> Tensor:
+    def conv2d_dgrad(self, variant: str, t: Tensors, ordering: str, *, tf32: bool = False) -> Tensor:
         """The gradient of x, [N, C, H, W]."""
         dx = poisoned_like(nhwc(t.x))
-        self.run(variant, conv2d_problem(t.case, t.x.dtype), [nhwc(t.grad), nhwc(t.weight)], [dx], ordering)
+        problem = conv2d_problem(t.case, t.x.dtype, tf32=tf32)
+        self.run(variant, problem, [nhwc(t.grad), nhwc(t.weight)], [dx], ordering)
         return dx.permute(0, 3, 1, 2)
 
-    def conv2d_wgrad(self, variant: str, t: Tensors, ordering: str) -> Tensor:
+    def conv2d_wgrad(self, variant: str, t: Tensors, ordering: str, *, tf32: bool = False) -> Tensor:
         """The gradient of weight, [K, C/groups, R, S]."""
         dw = poisoned_like(nhwc(t.weight))
-        self.run(variant, conv2d_problem(t.case, t.x.dtype), [nhwc(t.grad), nhwc(t.x)], [dw], ordering)
+        problem = conv2d_problem(t.case, t.x.dtype, tf32=tf32)
+        self.run(variant, problem, [nhwc(t.grad), nhwc(t.x)], [dw], ordering)
         return dw.permute(0, 3, 1, 2)
 
 

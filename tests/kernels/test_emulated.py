@@ -26,19 +26,23 @@ BIAS_RELU_SIZES = [
 ]
 
 
+ACTIVATIONS = ("relu", "relu6", "none", "relu")  # in turns, of the element types
+
+
 @pytest.fixture(scope="module")
 def emulator() -> Emulator:
     return emulation.build()
 
 
 def orderings(dtype: torch.dtype) -> tuple[str, ...]:
-    """Both in float32; one of them, in turns, in the element types whose kernels are the same template."""
-    return {torch.float32: ORDERINGS, torch.float64: ORDERINGS[:1]}.get(dtype, ORDERINGS[1:])
+    """Each ordering, with large or small tiles, in one of float32 and float64, and in one of bfloat16 and float16:
+    they share their templates."""
+    return ORDERINGS[:1] if dtype in (torch.float32, torch.bfloat16) else ORDERINGS[1:]
 
 
 @covered("conv2d", CASES, "cuda")
 def test_forward(emulator: Emulator, variant: VariantInfo, case: Case) -> None:
-    for dtype, activation in zip(covered_dtypes(variant, case), ("relu", "relu6", "none"), strict=False):
+    for dtype, activation in zip(covered_dtypes(variant, case), ACTIVATIONS, strict=False):
         t = Tensors.random(case, dtype, post_relu=dtype is torch.float32)
         expected = reference.expected_forward(t, activation)
         for ordering in orderings(dtype):
@@ -63,11 +67,42 @@ def test_gradient_of_weight(emulator: Emulator, variant: VariantInfo, case: Case
             expected.check(emulator.conv2d_wgrad(variant.name, t, ordering))
 
 
+# ------------------------------------------------------------ float32 as TF32
+
+
+def in_tf32(t: Tensor) -> Tensor:
+    """The values rounded to TF32: products of these are exact in float32, so the usual bound holds."""
+    return ((t.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+TF32_CASES = [c for c in CASES if c.groups == 1 or not (c.C // c.groups % 4 or c.K // c.groups % 4)]
+
+
+@pytest.mark.parametrize("case", TF32_CASES, ids=str)
+@pytest.mark.parametrize("op", ["conv2d", "conv2d_dgrad", "conv2d_wgrad"])
+def test_tf32(emulator: Emulator, op: str, case: Case) -> None:
+    t = Tensors.random(case, torch.float32, post_relu=False)
+    t.x, t.weight, t.grad = in_tf32(t.x), in_tf32(t.weight), in_tf32(t.grad)
+    name = f"{op}_mma_sm80"
+    ordering = ORDERINGS[case.C % 2]
+    if op == "conv2d":
+        reference.expected_forward(t, "relu").check(emulator.conv2d(name, t, "relu", ordering, tf32=True))
+        return
+    expected = reference.expected_backward(t, t.grad, "none")
+    if op == "conv2d_dgrad":
+        expected[0].check(emulator.conv2d_dgrad(name, t, ordering, tf32=True))
+    else:
+        expected[1].check(emulator.conv2d_wgrad(name, t, ordering, tf32=True))
+
+
+# ------------------------------------------------------------ bias_relu
+
+
 @pytest.mark.parametrize("sizes", BIAS_RELU_SIZES, ids=str)
 @pytest.mark.parametrize("variant", variants("bias_relu", "cuda"), ids=lambda variant: variant.name)
 def test_bias_relu(emulator: Emulator, variant: VariantInfo, sizes: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
-    for dtype, activation in zip(DTYPES, ("relu", "relu6", "none"), strict=True):
+    for dtype, activation in zip(DTYPES, ACTIVATIONS, strict=True):
         for with_bias, with_residual in ((True, True), (True, False), (False, True)):
             x, residual = (torch.randn(sizes, dtype=torch.float64).to(dtype) for _ in range(2))
             bias = torch.randn(sizes[1], dtype=torch.float64).to(dtype)
@@ -86,7 +121,7 @@ def test_bias_relu(emulator: Emulator, variant: VariantInfo, sizes: tuple[int, i
 @pytest.mark.parametrize("variant", variants("bias_relu_backward", "cuda"), ids=lambda variant: variant.name)
 def test_bias_relu_backward(emulator: Emulator, variant: VariantInfo, sizes: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
-    for dtype, activation in zip(DTYPES, ("relu", "relu6", "none"), strict=True):
+    for dtype, activation in zip(DTYPES, ACTIVATIONS, strict=True):
         grad, y = (torch.randn(sizes, dtype=torch.float64).to(dtype) for _ in range(2))
         y = reference.clamp(8 * y, activation)
         expected = reference.masked(grad.double(), y.double(), activation)

@@ -57,6 +57,9 @@ def channel_sums(emulator: Emulator, ordering: str) -> None:
 
 SMALL = square(1, 16, 6, 24, 3, 1, 1)
 MANY_POSITIONS = square(2, 5, 40, 6, 3, 1, 1)
+HALF = (square(2, 24, 9, 40, 3, 1, 1), torch.bfloat16)
+FLAT, COLUMNS = (square(2, 40, 9, 72, 1), torch.float16), (square(1, 72, 20, 72, 3, 1, 1), torch.bfloat16)
+PRODUCT, TILE, EMULATED = "cuda/product_mma.cuh", "cuda/mma_tile.h", "conv2d_mma_sm80"
 SIMT, OPERANDS, POINTWISE = "cuda/product_simt.cuh", "cuda/conv2d_operands.h", "cuda/bias_relu_simt.cuh"
 PLANTED: dict[str, tuple[Patch, Check]] = {
     "simt: tiles are read before all of them is written": (
@@ -92,6 +95,80 @@ PLANTED: dict[str, tuple[Patch, Check]] = {
     "dgrad: a stride's taps are those of the next row": (
         Patch(OPERANDS, "first_tap * dilation % stride != a", "first_tap * dilation % stride == a"),
         dgrad("conv2d_dgrad_simt_cuda", square(1, 4, 8, 4, 3, 2, 1)),
+    ),
+    "mma: a stage is not waited for": (
+        Patch(PRODUCT, "device::copy_wait<Shape::kStages - 2>();", ""),
+        forward(EMULATED, *HALF),
+    ),
+    "mma: one stage too few is waited for": (
+        Patch(PRODUCT, "device::copy_wait<Shape::kStages - 2>();", "device::copy_wait<Shape::kStages - 1>();"),
+        forward(EMULATED, *HALF),
+    ),
+    "mma: a stage is read that others still copy into": (
+        Patch(PRODUCT, "    device::block_barrier();  // everybody's", "    // everybody's"),
+        forward(EMULATED, *HALF),
+    ),
+    "mma: the ring is one stage off": (
+        Patch(PRODUCT, "ahead = stage;\n", "ahead = stage + 1 == Shape::kStages ? 0 : stage + 1;\n"),
+        forward(EMULATED, *HALF),
+    ),
+    "mma: copies are not committed": (
+        Patch(PRODUCT, "device::copy_commit();\n    const", "const"),
+        forward(EMULATED, *HALF),
+    ),
+    "mma: sums leave through stages still in use": (
+        Patch(PRODUCT, "device::copy_wait<0>();\n  device::block_barrier();", "device::copy_wait<0>();"),
+        forward(EMULATED, *FLAT),
+    ),
+    "mma: a warp reads sums before they are there": (
+        Patch(
+            PRODUCT, "    device::warp_barrier();\n#pragma unroll\n    for (int32_t run", "    for (int32_t run"
+        ),
+        forward(EMULATED, *HALF),
+    ),
+    "mma: a warp overwrites sums before they are read": (
+        Patch(PRODUCT, "    device::warp_barrier();\n  }\n}", "  }\n}"),
+        forward(EMULATED, *FLAT),
+    ),
+    "mma: blocks of the left fragment are swapped": (
+        Patch(
+            TILE,
+            "kLeft ? block % 2 : block / 2, along = kLeft ? block / 2",
+            "block / 2, along = kLeft ? block % 2",
+        ),
+        forward(EMULATED, *HALF),
+    ),
+    "mma: a swizzle on the way in that is not undone": (
+        Patch(PRODUCT, "Tile::address(line, chunk_)", "Tile::address(line ^ 1, chunk_)"),
+        forward(EMULATED, *HALF),
+    ),
+    "mma: the transposed load takes other rows": (
+        Patch(TILE, "step * 16 + along * 8 + row, outer", "step * 16 + along * 8 + row / 2 * 2, outer"),
+        wgrad("conv2d_wgrad_mma_sm80", *COLUMNS),
+    ),
+    "mma: lanes of the sums are mixed up": (
+        Patch(
+            PRODUCT,
+            "(lane / 4 + half * 8) * Shape::kPitch + j * 8 + lane % 4 * 2",
+            "(lane % 8 + half * 8) * Shape::kPitch + j * 8 + lane / 8 * 2",
+        ),
+        forward(EMULATED, *HALF),
+    ),
+    "mma: the last part of the sum is left out": (
+        Patch(PRODUCT, "(length + kDepth<T> - 1) / kDepth<T> : 0", "length / kDepth<T> : 0"),
+        forward(EMULATED, *HALF),
+    ),
+    "mma: the end of the sum is not looked at": (
+        Patch(
+            PRODUCT,
+            "copy(tile, i, part, exists_[i] && inner_at < end, outer_[i], inner)",
+            "copy(tile, i, part, exists_[i], outer_[i], inner)",
+        ),
+        forward(EMULATED, *HALF),
+    ),
+    "mma: padded channels are not zero": (
+        Patch("cuda/pad_channels.cuh", "(row + 1) * channels, false, values)", "rows * channels, false, values)"),
+        forward(EMULATED, square(2, 5, 9, 40, 3, 1, 1), torch.bfloat16),
     ),
     "bias_relu: sums are added before they are there": (
         Patch(

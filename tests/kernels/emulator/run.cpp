@@ -27,12 +27,12 @@ extern "C" __attribute__((visibility("default"))) const char* emulate(const char
                                                                       const void* args,
                                                                       const pyserve::emulator::Range* ranges,
                                                                       int32_t range_count, int32_t ordering,
-                                                                      int32_t capability) {
+                                                                      int32_t capability, int32_t multiprocessors) {
   using namespace pyserve::emulator;
   static std::string message;
   try {
     machine.configure(static_cast<Ordering>(ordering), {ranges, ranges + range_count});
-    run(name, problem, args, {nullptr, capability, 108, allocate, nullptr});
+    run(name, problem, args, {nullptr, capability, multiprocessors, allocate, nullptr});
     return nullptr;
   } catch (const std::exception& error) {
     message = error.what();

@@ -1,0 +1,94 @@
+// The convolution and its gradients on tensor cores, for bfloat16, float16, and float32 as TF32; sums are float32.
+//
+// Asynchronous copies take 16 bytes of neighbouring channels: where the channels do not come in such multiples, padded
+// copies of the tensors are made first (of an image with up to 4 channels, as every first layer has, to 4: it is then
+// copied 8 bytes at a time where that is fewer).
+#pragma once
+#include "conv2d_products.h"
+#include "pad_channels.cuh"
+#include "product_mma.cuh"
+
+namespace pyserve::mma {
+
+using Large = Shape<128, 128, 64, 32, 3, 2>;
+using Medium = Shape<128, 64, 64, 32, 4, 3>;
+using Small = Shape<64, 64, 32, 32, 4, 4>;
+using Narrow = Shape<128, 32, 32, 32, 4, 4>;
+// TF32 takes a register for what 16-bit elements have half a one for: its largest tile is the medium one.
+template <class T>
+using Largest = std::conditional_t<sizeof(T) == 4, Medium, Large>;
+
+template <class T>
+int64_t rounded_up(int64_t channels) {
+  return (channels + kWide<T> - 1) / kWide<T> * kWide<T>;
+}
+
+// Large tiles where they fill a GPU; fewer columns where there are no more. Results do not depend on it.
+template <int32_t kVector, class Product>
+void run(Product& product, int64_t splits, const Queue& queue) {
+  using Largest = mma::Largest<typename Product::Left::Element>;
+  const int64_t fill = 2 * queue.multiprocessors;
+  if (product.columns <= 32) return run_product<Narrow, kVector>(product, splits, queue);
+  if (product.columns > 64 && product.tiles_of(Largest::kRows, Largest::kColumns) * splits >= fill)
+    return run_product<Largest, kVector>(product, splits, queue);
+  if (product.tiles_of(Medium::kRows, Medium::kColumns) * splits >= fill)
+    return run_product<Medium, kVector>(product, splits, queue);
+  run_product<Small, kVector>(product, splits, queue);
+}
+
+template <class T>
+void conv2d(Conv2dProblem p, Conv2dArgs args, const Queue& queue) {
+  const bool few = sizeof(T) == 2 && p.C <= 4;
+  const int64_t C = few ? 4 : rounded_up<T>(p.group_c()) * p.groups;
+  args.x = padded<T>(args.x, p.N * p.H * p.W, p.C, p.N * p.H * p.W, C, queue);
+  const int64_t taps = p.K * p.R * p.S;
+  args.weight = padded<T>(args.weight, taps, p.group_c(), taps, C / p.groups, queue);
+  p.C = C;
+  ForwardProduct<T> product(p, args);
+  if constexpr (sizeof(T) == 2) {
+    if (few) return run_product<Medium, 4>(product, 1, queue);
+  }
+  run<kWide<T>>(product, 1, queue);
+}
+
+template <class T>
+void conv2d_dgrad(const Conv2dProblem& p, Conv2dDgradArgs args, const Queue& queue) {
+  Conv2dProblem wide = p;
+  wide.C = rounded_up<T>(p.group_c()) * p.groups, wide.K = rounded_up<T>(p.group_k()) * p.groups;
+  const int64_t positions = p.N * p.P * p.Q, taps = p.R * p.S;
+  args.grad = padded<T>(args.grad, positions, p.K, positions, wide.K, queue);
+  args.weight = padded<T>(args.weight, p.K * taps, p.group_c(), wide.K * taps, wide.group_c(), queue);
+  for_each_residue(p, [&](const ResidueClass& h, const ResidueClass& w) {
+    DgradProduct<T> product(wide, args, h, w, p.C);
+    run<kWide<T>>(product, 1, queue);
+  });
+}
+
+template <class T>
+void conv2d_wgrad(const Conv2dProblem& p, Conv2dWgradArgs args, const Queue& queue) {
+  Conv2dProblem wide = p;
+  const bool few = sizeof(T) == 2 && p.C <= 4;
+  wide.C = few ? 4 : rounded_up<T>(p.group_c()) * p.groups;
+  const int64_t positions = p.N * p.P * p.Q, pixels = p.N * p.H * p.W, K = rounded_up<T>(p.group_k()) * p.groups;
+  args.grad = padded<T>(args.grad, positions, p.K, positions, K, queue);
+  args.x = padded<T>(args.x, pixels, p.C, pixels, wide.C, queue);
+  WgradProduct<T> product(wide, args, K);
+  const bool large = product.rows > 64 && product.columns > 64;
+  const int64_t tiles = large ? product.tiles_of(Largest<T>::kRows, Largest<T>::kColumns)
+                              : product.tiles_of(Small::kRows, Small::kColumns);
+  const int64_t splits = wgrad_splits(tiles, product.inner);
+  const int64_t size = p.K * product.columns;
+  const bool direct = splits == 1 && wide.C == p.C;
+  if (!direct) product.parts = queue.scratch<float>(splits * size);
+  if (large) {
+    run_product<Largest<T>, kWide<T>>(product, splits, queue);
+  } else if (sizeof(T) == 2 && few) {
+    run_product<Small, 4>(product, splits, queue);
+  } else {
+    run_product<Small, kWide<T>>(product, splits, queue);
+  }
+  if (!direct)
+    sum_parts(product.parts, splits, p.K * p.R * p.S, p.group_c(), wide.group_c(), static_cast<T*>(args.dw), queue);
+}
+
+}  // namespace pyserve::mma
