@@ -40,9 +40,10 @@ class ViolationError(AssertionError):
 class Patch:
     """A change to a kernel's source: `old`, which must be there exactly once, becomes `new`."""
 
-    file: str  # under csrc/
+    file: str  # under csrc/cuda/
     old: str
     new: str
+    launch: str  # the <launch>_launch.cu that is compiled with the change; the others stay as they are
 
 
 def build(patch: Patch | None = None) -> Emulator:
@@ -50,31 +51,36 @@ def build(patch: Patch | None = None) -> Emulator:
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
     BUILD.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        sources = SOURCES if patch is None else _patched(Path(folder) / "csrc", patch)
-        files = [*sorted(sources.glob("cuda/*_launch.cu")), *sorted(EMULATOR.glob("*.cpp"))]
-        flags = [*_FLAGS.split(), f"-I{EMULATOR}", f"-I{sources / 'cuda'}"]
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            objects = [str(path) for path in pool.map(lambda file: _compiled(file, flags), files)]
-    library = BUILD / f"{_digest(*objects)}.so"
+    files = [*sorted(SOURCES.glob("cuda/*_launch.cu")), *sorted(EMULATOR.glob("*.cpp"))]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        objects = dict(zip(files, pool.map(lambda file: _compiled(file, SOURCES), files), strict=True))
+    ordered = list(objects.values())
+    if patch is not None:
+        name = f"{patch.launch}_launch.cu"
+        with tempfile.TemporaryDirectory() as folder:
+            sources = _patched(Path(folder) / "csrc", patch)
+            changed = _compiled(sources / "cuda" / name, sources)
+        # First, so that of templates that several files have the changed one is taken.
+        ordered = [changed, *(path for file, path in objects.items() if file.name != name)]
+    library = BUILD / f"{_digest(*map(str, ordered))}.so"
     if not library.exists():
-        _run_into(library, ["g++", "-shared", *objects])
+        _run_into(library, ["g++", "-shared", *map(str, ordered)])
     return Emulator(library)
 
 
 def _patched(copy: Path, patch: Patch) -> Path:
     """A copy of the sources with the patch applied."""
     shutil.copytree(SOURCES, copy, ignore=shutil.ignore_patterns("cpu"))
-    path = copy / patch.file
+    path = copy / "cuda" / patch.file
     text = path.read_text(encoding="utf-8")
     assert text.count(patch.old) == 1, f"{patch.file} has {text.count(patch.old)} times: {patch.old}"
     path.write_text(text.replace(patch.old, patch.new), encoding="utf-8")
     return copy
 
 
-def _compiled(file: Path, flags: list[str]) -> Path:
+def _compiled(file: Path, sources: Path) -> Path:
     """The object of a file, named by a digest of what the preprocessor makes of it."""
-    compiler = ["g++", *flags, "-x", "c++"]
+    compiler = ["g++", *_FLAGS.split(), f"-I{EMULATOR}", f"-I{sources / 'cuda'}", "-x", "c++"]
     text = subprocess.run([*compiler, "-E", "-P", str(file)], capture_output=True, text=True, check=True).stdout
     target = BUILD / f"{_digest(_FLAGS, text)}.o"
     if not target.exists():

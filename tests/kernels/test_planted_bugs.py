@@ -59,91 +59,117 @@ SMALL = square(1, 16, 6, 24, 3, 1, 1)
 MANY_POSITIONS = square(2, 5, 40, 6, 3, 1, 1)
 HALF = (square(2, 24, 9, 40, 3, 1, 1), torch.bfloat16)
 FLAT, COLUMNS = (square(2, 40, 9, 72, 1), torch.float16), (square(1, 72, 20, 72, 3, 1, 1), torch.bfloat16)
-PRODUCT, TILE, EMULATED = "cuda/product_mma.cuh", "cuda/mma_tile.h", "conv2d_mma_sm80"
-SIMT, OPERANDS, POINTWISE = "cuda/product_simt.cuh", "cuda/conv2d_operands.h", "cuda/bias_relu_simt.cuh"
+PRODUCT, TILE = "product_mma.cuh", "mma_tile.h"
+SIMT, OPERANDS, POINTWISE = "product_simt.cuh", "conv2d_operands.h", "bias_relu_simt.cuh"
 PLANTED: dict[str, tuple[Patch, Check]] = {
     "simt: tiles are read before all of them is written": (
-        Patch(SIMT, "device::block_barrier();\n    if (k + kDepth < end) {", "if (k + kDepth < end) {"),
+        Patch(
+            SIMT, "device::block_barrier();\n    if (k + kDepth < end) {", "if (k + kDepth < end) {", "conv2d_simt"
+        ),
         forward("conv2d_simt_cuda", SMALL),
     ),
     "simt: tiles are overwritten before all of them is read": (
         Patch(
-            SIMT, "right_tile + column_at, sums);\n    device::block_barrier();", "right_tile + column_at, sums);"
+            SIMT,
+            "right_tile + column_at, sums);\n    device::block_barrier();",
+            "right_tile + column_at, sums);",
+            "conv2d_simt",
         ),
         forward("conv2d_simt_cuda", SMALL),
     ),
     "simt: the halo's first row is left out": (
-        Patch(OPERANDS, "return h >= 0 && h < g->height", "return h > 0 && h < g->height"),
+        Patch(OPERANDS, "return h >= 0 && h < g->height", "return h > 0 && h < g->height", "conv2d_simt"),
         forward("conv2d_simt_cuda", SMALL),
     ),
     "simt: a row beyond the image is read": (
-        Patch(OPERANDS, "h < g->height && w >= 0", "h <= g->height && w >= 0"),
+        Patch(OPERANDS, "h < g->height && w >= 0", "h <= g->height && w >= 0", "conv2d_simt"),
         forward("conv2d_simt_cuda", SMALL),
     ),
     "simt: two threads compute the same rows": (
-        Patch(SIMT, "device::thread_index() / (kTile / kSide) * kSide", "device::thread_index() / kTile * kSide"),
+        Patch(
+            SIMT,
+            "device::thread_index() / (kTile / kSide) * kSide",
+            "device::thread_index() / kTile * kSide",
+            "conv2d_simt",
+        ),
         forward("conv2d_simt_cuda", SMALL),
     ),
     "simt: a tile reaches beyond the filters": (
-        Patch(SIMT, "exists_[i] = index < size;", "exists_[i] = index <= size;"),
+        Patch(SIMT, "exists_[i] = index < size;", "exists_[i] = index <= size;", "conv2d_simt"),
         forward("conv2d_simt_cuda", SMALL),
     ),
     "simt: parts of the sum overlap": (
-        Patch(SIMT, "begin = split * product.share;", "begin = split * (product.share - 1);"),
+        Patch(SIMT, "begin = split * product.share;", "begin = split * (product.share - 1);", "conv2d_simt"),
         wgrad("conv2d_wgrad_simt_cuda", MANY_POSITIONS),
     ),
     "dgrad: a stride's taps are those of the next row": (
-        Patch(OPERANDS, "first_tap * dilation % stride != a", "first_tap * dilation % stride == a"),
+        Patch(OPERANDS, "first_tap * dilation % stride != a", "first_tap * dilation % stride == a", "conv2d_simt"),
         dgrad("conv2d_dgrad_simt_cuda", square(1, 4, 8, 4, 3, 2, 1)),
     ),
     "mma: a stage is not waited for": (
-        Patch(PRODUCT, "device::copy_wait<Shape::kStages - 2>();", ""),
-        forward(EMULATED, *HALF),
+        Patch(PRODUCT, "device::copy_wait<Shape::kStages - 2>();", "", "conv2d_mma"),
+        forward("conv2d_mma_sm80", *HALF),
     ),
     "mma: one stage too few is waited for": (
-        Patch(PRODUCT, "device::copy_wait<Shape::kStages - 2>();", "device::copy_wait<Shape::kStages - 1>();"),
-        forward(EMULATED, *HALF),
+        Patch(
+            PRODUCT,
+            "device::copy_wait<Shape::kStages - 2>();",
+            "device::copy_wait<Shape::kStages - 1>();",
+            "conv2d_mma",
+        ),
+        forward("conv2d_mma_sm80", *HALF),
     ),
     "mma: a stage is read that others still copy into": (
-        Patch(PRODUCT, "    device::block_barrier();  // everybody's", "    // everybody's"),
-        forward(EMULATED, *HALF),
+        Patch(PRODUCT, "    device::block_barrier();  // everybody's", "    // everybody's", "conv2d_mma"),
+        forward("conv2d_mma_sm80", *HALF),
     ),
     "mma: the ring is one stage off": (
-        Patch(PRODUCT, "ahead = stage;\n", "ahead = stage + 1 == Shape::kStages ? 0 : stage + 1;\n"),
-        forward(EMULATED, *HALF),
+        Patch(PRODUCT, "ahead = stage;\n", "ahead = stage + 1 == Shape::kStages ? 0 : stage + 1;\n", "conv2d_mma"),
+        forward("conv2d_mma_sm80", *HALF),
     ),
     "mma: copies are not committed": (
-        Patch(PRODUCT, "device::copy_commit();\n    const", "const"),
-        forward(EMULATED, *HALF),
+        Patch(PRODUCT, "device::copy_commit();\n    const", "const", "conv2d_mma"),
+        forward("conv2d_mma_sm80", *HALF),
     ),
     "mma: sums leave through stages still in use": (
-        Patch(PRODUCT, "device::copy_wait<0>();\n  device::block_barrier();", "device::copy_wait<0>();"),
-        forward(EMULATED, *FLAT),
+        Patch(
+            PRODUCT, "device::copy_wait<0>();\n  device::block_barrier();", "device::copy_wait<0>();", "conv2d_mma"
+        ),
+        forward("conv2d_mma_sm80", *FLAT),
     ),
     "mma: a warp reads sums before they are there": (
         Patch(
-            PRODUCT, "    device::warp_barrier();\n#pragma unroll\n    for (int32_t run", "    for (int32_t run"
+            PRODUCT,
+            "    device::warp_barrier();\n#pragma unroll\n    for (int32_t run",
+            "    for (int32_t run",
+            "conv2d_mma",
         ),
-        forward(EMULATED, *HALF),
+        forward("conv2d_mma_sm80", *HALF),
     ),
     "mma: a warp overwrites sums before they are read": (
-        Patch(PRODUCT, "    device::warp_barrier();\n  }\n}", "  }\n}"),
-        forward(EMULATED, *FLAT),
+        Patch(PRODUCT, "    device::warp_barrier();\n  }\n}", "  }\n}", "conv2d_mma"),
+        forward("conv2d_mma_sm80", *FLAT),
     ),
     "mma: blocks of the left fragment are swapped": (
         Patch(
             TILE,
             "kLeft ? block % 2 : block / 2, along = kLeft ? block / 2",
             "block / 2, along = kLeft ? block % 2",
+            "conv2d_mma",
         ),
-        forward(EMULATED, *HALF),
+        forward("conv2d_mma_sm80", *HALF),
     ),
     "mma: a swizzle on the way in that is not undone": (
-        Patch(PRODUCT, "Tile::address(line, chunk_)", "Tile::address(line ^ 1, chunk_)"),
-        forward(EMULATED, *HALF),
+        Patch(PRODUCT, "Tile::address(line, chunk_)", "Tile::address(line ^ 1, chunk_)", "conv2d_mma"),
+        forward("conv2d_mma_sm80", *HALF),
     ),
     "mma: the transposed load takes other rows": (
-        Patch(TILE, "step * 16 + along * 8 + row, outer", "step * 16 + along * 8 + row / 2 * 2, outer"),
+        Patch(
+            TILE,
+            "step * 16 + along * 8 + row, outer",
+            "step * 16 + along * 8 + row / 2 * 2, outer",
+            "conv2d_wgrad_mma",
+        ),
         wgrad("conv2d_wgrad_mma_sm80", *COLUMNS),
     ),
     "mma: lanes of the sums are mixed up": (
@@ -151,30 +177,38 @@ PLANTED: dict[str, tuple[Patch, Check]] = {
             PRODUCT,
             "(lane / 4 + half * 8) * Shape::kPitch + j * 8 + lane % 4 * 2",
             "(lane % 8 + half * 8) * Shape::kPitch + j * 8 + lane / 8 * 2",
+            "conv2d_mma",
         ),
-        forward(EMULATED, *HALF),
+        forward("conv2d_mma_sm80", *HALF),
     ),
     "mma: the last part of the sum is left out": (
-        Patch(PRODUCT, "(length + kDepth<T> - 1) / kDepth<T> : 0", "length / kDepth<T> : 0"),
-        forward(EMULATED, *HALF),
+        Patch(PRODUCT, "(length + kDepth<T> - 1) / kDepth<T> : 0", "length / kDepth<T> : 0", "conv2d_mma"),
+        forward("conv2d_mma_sm80", *HALF),
     ),
     "mma: the end of the sum is not looked at": (
         Patch(
             PRODUCT,
             "copy(tile, i, part, exists_[i] && inner_at < end, outer_[i], inner)",
             "copy(tile, i, part, exists_[i], outer_[i], inner)",
+            "conv2d_mma",
         ),
-        forward(EMULATED, *HALF),
+        forward("conv2d_mma_sm80", *HALF),
     ),
     "mma: padded channels are not zero": (
-        Patch("cuda/pad_channels.cuh", "(row + 1) * channels, false, values)", "rows * channels, false, values)"),
-        forward(EMULATED, square(2, 5, 9, 40, 3, 1, 1), torch.bfloat16),
+        Patch(
+            "pad_channels.cuh",
+            "(row + 1) * channels, false, values)",
+            "rows * channels, false, values)",
+            "conv2d_mma",
+        ),
+        forward("conv2d_mma_sm80", square(2, 5, 9, 40, 3, 1, 1), torch.bfloat16),
     ),
     "bias_relu: sums are added before they are there": (
         Patch(
             POINTWISE,
             "device::block_barrier();\n    if (device::thread_index() < half)",
             "if (device::thread_index() < half)",
+            "bias_relu_simt",
         ),
         channel_sums,
     ),
