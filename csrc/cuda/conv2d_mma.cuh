@@ -73,16 +73,16 @@ void conv2d_wgrad(const Conv2dProblem& p, Conv2dWgradArgs args, const Queue& que
   args.grad = padded<T>(args.grad, positions, p.K, positions, K, queue);
   args.x = padded<T>(args.x, pixels, p.C, pixels, wide.C, queue);
   WgradProduct<T> product(wide, args, K);
-  const bool large = product.rows > 64 && product.columns > 64;
-  const int64_t tiles = large ? product.tiles_of(Largest<T>::kRows, Largest<T>::kColumns)
-                              : product.tiles_of(Small::kRows, Small::kColumns);
-  const int64_t splits = wgrad_splits(tiles, product.inner);
+  const bool large = sizeof(T) == 2 && product.rows > 64 && product.columns > 64;
+  const int64_t side = large ? Large::kRows : Small::kRows;
+  const int64_t splits = wgrad_splits(product.tiles_of(side, side), product.inner);
   const int64_t size = p.K * product.columns;
   const bool direct = splits == 1 && wide.C == p.C;
   if (!direct) product.parts = queue.scratch<float>(splits * size);
+  using Wide = std::conditional_t<sizeof(T) == 2, Large, Small>;
   if (large) {
-    run_product<Largest<T>, kWide<T>>(product, splits, queue);
-  } else if (sizeof(T) == 2 && few) {
+    run_product<Wide, kWide<T>>(product, splits, queue);
+  } else if (few) {
     run_product<Small, 4>(product, splits, queue);
   } else {
     run_product<Small, kWide<T>>(product, splits, queue);
