@@ -31,6 +31,9 @@ PYSERVE_INLINE bool covers_axes(const Conv2dProblem& p) {
   return p.pad_h <= most && p.pad_w <= most && p.H + 2 * p.pad_h <= most && p.W + 2 * p.pad_w <= most;
 }
 PYSERVE_INLINE bool covers_all(const BiasReluProblem&) { return true; }
+PYSERVE_INLINE bool covers_channelwise(const Conv2dProblem& p) {
+  return covers_axes(p) && p.depthwise() && p.R * p.S <= 64;
+}
 // Tensor cores: no float64, float32 only as TF32, 32-bit indices, and groups whose channels come in multiples of 16
 // bytes.
 PYSERVE_INLINE bool covers_mma(const Conv2dProblem& p) {
@@ -78,14 +81,17 @@ PYSERVE_INLINE bool covers_mma(const Conv2dProblem& p) {
 
 // ROW(operator, algorithm, architecture, covers, least compute capability × 10). The kernels are in cuda/, dispatched
 // there.
-#define PYSERVE_CUDA_VARIANTS(ROW)               \
-  ROW(conv2d, mma, sm80, covers_mma, 80)         \
-  ROW(conv2d_dgrad, mma, sm80, covers_mma, 80)   \
-  ROW(conv2d_wgrad, mma, sm80, covers_mma, 80)   \
-  ROW(conv2d, simt, cuda, covers_axes, 80)       \
-  ROW(conv2d_dgrad, simt, cuda, covers_axes, 80) \
-  ROW(conv2d_wgrad, simt, cuda, covers_axes, 80) \
-  ROW(bias_relu, simt, cuda, covers_all, 80)     \
+#define PYSERVE_CUDA_VARIANTS(ROW)                           \
+  ROW(conv2d, depthwise, cuda, covers_channelwise, 80)       \
+  ROW(conv2d, mma, sm80, covers_mma, 80)                     \
+  ROW(conv2d, simt, cuda, covers_axes, 80)                   \
+  ROW(conv2d_dgrad, depthwise, cuda, covers_channelwise, 80) \
+  ROW(conv2d_dgrad, mma, sm80, covers_mma, 80)               \
+  ROW(conv2d_dgrad, simt, cuda, covers_axes, 80)             \
+  ROW(conv2d_wgrad, depthwise, cuda, covers_channelwise, 80) \
+  ROW(conv2d_wgrad, mma, sm80, covers_mma, 80)               \
+  ROW(conv2d_wgrad, simt, cuda, covers_axes, 80)             \
+  ROW(bias_relu, simt, cuda, covers_all, 80)                 \
   ROW(bias_relu_backward, simt, cuda, covers_all, 80)
 
 enum class Variant : int32_t {

@@ -59,6 +59,7 @@ SMALL = square(1, 16, 6, 24, 3, 1, 1)
 MANY_POSITIONS = square(2, 5, 40, 6, 3, 1, 1)
 HALF = (square(2, 24, 9, 40, 3, 1, 1), torch.bfloat16)
 FLAT, COLUMNS = (square(2, 40, 9, 72, 1), torch.float16), (square(1, 72, 20, 72, 3, 1, 1), torch.bfloat16)
+CHANNELWISE, DEPTHWISE = square(2, 48, 9, 48, 3, 1, 1, groups=48), "conv2d_depthwise.cuh"
 PRODUCT, TILE = "product_mma.cuh", "mma_tile.h"
 SIMT, OPERANDS, POINTWISE = "product_simt.cuh", "conv2d_operands.h", "bias_relu_simt.cuh"
 PLANTED: dict[str, tuple[Patch, Check]] = {
@@ -202,6 +203,27 @@ PLANTED: dict[str, tuple[Patch, Check]] = {
             "conv2d_mma",
         ),
         forward("conv2d_mma_sm80", square(2, 5, 9, 40, 3, 1, 1), torch.bfloat16),
+    ),
+    "depthwise: weights are used before they are there": (
+        Patch(
+            DEPTHWISE,
+            "  device::block_barrier();\n\n  const int32_t strip_at",
+            "  const int32_t strip_at",
+            "conv2d_depthwise",
+        ),
+        forward("conv2d_depthwise_cuda", CHANNELWISE),
+    ),
+    "depthwise: a column beyond the image is read": (
+        Patch(DEPTHWISE, "w + i >= 0 && w + i < width;", "w + i >= 0 && w + i <= width;", "conv2d_depthwise"),
+        forward("conv2d_depthwise_cuda", CHANNELWISE),
+    ),
+    "depthwise: the gradient's weights are not turned around": (
+        Patch(DEPTHWISE, "weight_start += weight_w * (taps_w - 1), weight_w = -weight_w;", "", "conv2d_depthwise"),
+        dgrad("conv2d_dgrad_depthwise_cuda", CHANNELWISE),
+    ),
+    "depthwise: sums of the next tap overwrite those of this one": (
+        Patch(DEPTHWISE, "    device::block_barrier();\n  }\n}", "  }\n}", "conv2d_depthwise"),
+        wgrad("conv2d_wgrad_depthwise_cuda", CHANNELWISE),
     ),
     "bias_relu: sums are added before they are there": (
         Patch(
