@@ -91,6 +91,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", &set_isa, py::arg("name"), "Caps the ISA of the kernels in this process.");
   m.def("prefer_variant", &prefer_variant, py::arg("name"),
         "Takes this variant wherever it covers the problem; an empty name undoes it.");
+  m.def("prefer_tile", &prefer_tile, py::arg("name"),
+        "Takes this tile in the tensor core kernels: large, medium, small or narrow; an empty name undoes it.");
   m.def("conv2d_covers", &conv2d_covers, "Whether the variant takes conv2d or its gradients of this problem.");
   m.def("fallbacks", &fallback_counts);
   m.def("reset_counters", &reset_counters);

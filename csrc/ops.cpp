@@ -1,6 +1,7 @@
 // Every operator's schema. Each device registers its implementations at the end of its own launchers.
 //
-// lo, hi: the activation's bounds, see Clamp. tf32: float32 may be multiplied as TF32 on a GPU. Gradients that `wanted` does not ask for come back as empty tensors [0].
+// lo, hi: the activation's bounds, see Clamp. tf32: float32 may be multiplied as TF32 on a GPU. Gradients that `wanted`
+// does not ask for come back as empty tensors [0].
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(pyserve, m) {

@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <type_traits>
 
+#include "tiles.h"
+
 namespace pyserve {
 namespace {
 
@@ -36,6 +38,7 @@ Isa isa_of(const std::string& name) {
 struct State {
   std::atomic<Isa> isa{find_isa()};
   std::atomic<int32_t> preferred{-1};
+  std::atomic<int32_t> preferred_tile{-1};
   std::atomic<int64_t> calls[static_cast<size_t>(Variant::count)] = {};
   std::mutex mutex;  // guards what follows
   std::map<std::string, int64_t> fallbacks;
@@ -116,6 +119,17 @@ void prefer_variant(const std::string& name) {
 }
 
 int32_t preferred_variant() { return state().preferred; }
+
+void prefer_tile(const std::string& name) {
+  int32_t found = -1;
+  for (int32_t i = 0; i < static_cast<int32_t>(TileSize::count); ++i)
+    if (name == tile_name(static_cast<TileSize>(i))) found = i;
+  if (found < 0 && !name.empty())
+    throw std::invalid_argument("prefer_tile: got '" + name + "', expected large, medium, small or narrow");
+  state().preferred_tile = found;
+}
+
+int32_t preferred_tile() { return state().preferred_tile; }
 
 namespace {
 

@@ -53,8 +53,8 @@ struct Cuda {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
     Scratch scratch{on, {}};
-    const Queue queue{stream, capability(device), attribute(cudaDevAttrMultiProcessorCount, device), Scratch::allocate,
-                      &scratch};
+    const Queue queue{stream,           capability(device), attribute(cudaDevAttrMultiProcessorCount, device),
+                      preferred_tile(), Scratch::allocate,  &scratch};
     const CudaChoice<op> choice = choose_cuda<op>(problem, queue);
     note_choice(problem, choice.variant);
     count_call(choice.variant);

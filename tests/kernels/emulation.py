@@ -27,6 +27,7 @@ SOURCES = ROOT / "csrc"
 EMULATOR = Path(__file__).resolve().parent / "emulator"
 BUILD = ROOT / "build" / "emulator"
 ORDERINGS = ("early", "late")
+TILES = ("large", "medium", "small", "narrow")
 _FLAGS = "-std=c++17 -O2 -fPIC -fvisibility=hidden -fno-strict-aliasing -U_FORTIFY_SOURCE -Wall -Wextra -Werror"
 _FLAGS += " -Wno-unused-parameter -Wno-unknown-pragmas -Wno-maybe-uninitialized"
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2, torch.float16: 3}
@@ -151,8 +152,9 @@ class Emulator:
     """A compiled set of kernels."""
 
     def __init__(self, library: Path) -> None:
-        self._emulate = ctypes.CDLL(str(library)).emulate
-        self._emulate.restype = ctypes.c_char_p
+        kernels = ctypes.CDLL(str(library))
+        self._emulate, self._blocks = kernels.emulate, kernels.emulated_blocks
+        self._emulate.restype, self._blocks.restype = ctypes.c_char_p, ctypes.c_int64
 
     def run(
         self,
@@ -161,12 +163,17 @@ class Emulator:
         inputs: Sequence[Tensor | None],
         outputs: Sequence[Tensor | None],
         ordering: str,
+        *,
         capability: int = 80,
-    ) -> None:
+        tile: str = "",
+    ) -> int:
         """Run a variant. Inputs and outputs are dense, and in the order of the operator's argument struct.
 
         The device has so many multiprocessors that small tiles are chosen in one ordering, so few that large ones
-        are in the other.
+        are in the other; a tile may be asked for by name.
+
+        Returns:
+            The number of blocks that ran.
 
         Raises:
             ViolationError: where the kernel broke a rule of the programming model.
@@ -187,9 +194,11 @@ class Emulator:
             ORDERINGS.index(ordering),
             capability,
             1 if ordering == "early" else 132,
+            TILES.index(tile) if tile else -1,
         )
         if error is not None:
             raise ViolationError(error.decode())
+        return int(self._blocks())
 
     def conv2d(self, variant: str, t: Tensors, activation: str, ordering: str, *, tf32: bool = False) -> Tensor:
         """clamp(conv(x, weight) + bias + residual), [N, K, P, Q]."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyserve.kernels import VariantInfo
 from tests.kernels import emulation, reference
 from tests.kernels.cases import CASES, Case
-from tests.kernels.emulation import ORDERINGS, Emulator
+from tests.kernels.emulation import ORDERINGS, Emulator, Patch, nhwc
 from tests.kernels.reference import Expected, Tensors, sum_bound
 from tests.kernels.support import DTYPES, covered, covered_dtypes, variants
 
@@ -93,6 +93,37 @@ def test_tf32(emulator: Emulator, op: str, case: Case) -> None:
         expected[0].check(emulator.conv2d_dgrad(name, t, ordering, tf32=True))
     else:
         expected[1].check(emulator.conv2d_wgrad(name, t, ordering, tf32=True))
+
+
+# ------------------------------------------------------------ the choice of tiles
+
+
+@pytest.mark.parametrize("tile", emulation.TILES)
+@pytest.mark.parametrize("op", ["conv2d", "conv2d_dgrad", "conv2d_wgrad"])
+def test_every_tile_gives_the_same(emulator: Emulator, op: str, tile: str) -> None:
+    t = Tensors.random(Case(2, 40, 9, 7, 136, 3, 3, padding=(1, 1)), torch.bfloat16, post_relu=False)
+    problem, (x, weight, grad) = emulation.conv2d_problem(t.case, t.x.dtype), map(nhwc, (t.x, t.weight, t.grad))
+    inputs = {"conv2d": [x, weight, None, None], "conv2d_dgrad": [grad, weight], "conv2d_wgrad": [grad, x]}[op]
+    like = {"conv2d": grad, "conv2d_dgrad": x, "conv2d_wgrad": weight}[op]
+    by_rule, asked_for = emulation.poisoned_like(like), emulation.poisoned_like(like)
+    emulator.run(f"{op}_mma_sm80", problem, inputs, [by_rule], "early")
+    emulator.run(f"{op}_mma_sm80", problem, inputs, [asked_for], "late", tile=tile)
+    assert torch.equal(by_rule, asked_for)
+
+
+def test_a_measured_tile_is_taken(emulator: Emulator) -> None:
+    """A row of the table decides for its class of products, and for no other."""
+    row = "{80, Op::conv2d, DType::bf16, 136, 360, 6, TileSize::narrow},"
+    end = "the rule in choose_tile() decides.\n"
+    tuned = emulation.build(Patch("tuned_tiles.inc", end, f"{end}{row}\n", "conv2d_mma"))
+    blocks = {}
+    for rows in (126, 130):
+        t = Tensors.random(Case(1, 40, 1, rows, 136, 3, 3, padding=(1, 1)), torch.bfloat16, post_relu=False)
+        problem, inputs = emulation.conv2d_problem(t.case, t.x.dtype), [nhwc(t.x), nhwc(t.weight), None, None]
+        for kernels in (emulator, tuned):
+            y = emulation.poisoned_like(nhwc(t.grad))
+            blocks[rows, kernels is tuned] = kernels.run("conv2d_mma_sm80", problem, inputs, [y], "early")
+    assert blocks == {(126, False): 2, (126, True): 5, (130, False): 4, (130, True): 4}
 
 
 # ------------------------------------------------------------ bias_relu
