@@ -71,6 +71,13 @@ void bias_relu_check(const py::object& x, const py::object& bias, const py::obje
   check_bias_relu(tensor_info(x), optional_info(bias), optional_info(residual), lo, hi);
 }
 
+void batch_norm_relu_check(const py::object& x, const py::object& weight, const py::object& bias,
+                           const py::object& residual, const py::object& mean, const py::object& inv_std, double lo,
+                           double hi) {
+  check_batch_norm_relu(tensor_info(x), tensor_info(weight), tensor_info(bias), optional_info(residual),
+                        optional_info(mean), optional_info(inv_std), lo, hi);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -100,4 +107,6 @@ PYBIND11_MODULE(_C, m) {
   // A tensor is told as (sizes, dtype, device).
   m.def("check_conv2d", &conv2d_sizes, "Sizes of conv2d's output; raises InvalidArgument with the sentence.");
   m.def("check_bias_relu", &bias_relu_check, "Raises InvalidArgument with the sentence.");
+  m.def("check_batch_norm_relu", &batch_norm_relu_check, "Raises InvalidArgument with the sentence.");
+  m.def("count_fallback", &count_fallback, py::arg("op"), py::arg("reason"), "Counts what ATen does instead of us.");
 }

@@ -16,4 +16,13 @@ STABLE_TORCH_LIBRARY(pyserve, m) {
   m.def("bias_relu(Tensor x, Tensor? bias, Tensor? residual, float lo, float hi) -> Tensor");
   // The gradient of x is the residual's too; the second is the bias'.
   m.def("bias_relu_backward(Tensor grad, Tensor? y, float lo, float hi, bool bias_wanted) -> (Tensor, Tensor)");
+  // Without mean and inv_std those of the batch are taken, and returned; else the latter two come back empty.
+  m.def(
+      "batch_norm_relu(Tensor x, Tensor weight, Tensor bias, Tensor? residual, Tensor? mean, Tensor? inv_std, float "
+      "eps, "
+      "float lo, float hi) -> (Tensor, Tensor, Tensor)");
+  // training: mean and inv_std are those of x. Gradients of x, weight, bias, residual.
+  m.def(
+      "batch_norm_relu_backward(Tensor grad, Tensor? y, Tensor x, Tensor weight, Tensor mean, Tensor inv_std, bool "
+      "training, float lo, float hi, bool residual_wanted) -> (Tensor, Tensor, Tensor, Tensor)");
 }

@@ -200,6 +200,11 @@ void note_choice(const BiasReluProblem& p, Variant variant) {
        [&p] { return std::string(dtype_name(p.dtype)) + " with " + std::to_string(p.channels) + " channels"; });
 }
 
+void note_choice(const BatchNormProblem& p, Variant variant) {
+  note({p.channels, static_cast<int64_t>(p.dtype)}, variant,
+       [&p] { return std::string(dtype_name(p.dtype)) + " with " + std::to_string(p.channels) + " channels"; });
+}
+
 std::vector<std::string> take_new_choices() {
   const std::lock_guard<std::mutex> lock(state().mutex);
   std::vector<std::string> taken;

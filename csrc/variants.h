@@ -4,6 +4,7 @@
 #pragma once
 #include <cstdint>
 
+#include "batch_norm_relu.h"
 #include "bias_relu.h"
 #include "conv2d.h"
 #include "parallel.h"
@@ -11,7 +12,15 @@
 namespace pyserve {
 
 enum class Isa : int32_t { scalar, avx2, avx512 };
-enum class Op : int32_t { conv2d, conv2d_dgrad, conv2d_wgrad, bias_relu, bias_relu_backward };
+enum class Op : int32_t {
+  conv2d,
+  conv2d_dgrad,
+  conv2d_wgrad,
+  bias_relu,
+  bias_relu_backward,
+  batch_norm_relu,
+  batch_norm_relu_backward
+};
 
 // What a kernel takes; each is a pure function of the problem. The vector kernels know no float64 and at most 64 taps
 // along an axis (the depthwise ones in all).
@@ -31,6 +40,7 @@ PYSERVE_INLINE bool covers_axes(const Conv2dProblem& p) {
   return p.pad_h <= most && p.pad_w <= most && p.H + 2 * p.pad_h <= most && p.W + 2 * p.pad_w <= most;
 }
 PYSERVE_INLINE bool covers_all(const BiasReluProblem&) { return true; }
+PYSERVE_INLINE bool covers_all(const BatchNormProblem&) { return true; }
 PYSERVE_INLINE bool covers_channelwise(const Conv2dProblem& p) {
   return covers_axes(p) && p.depthwise() && p.R * p.S <= 64;
 }
@@ -92,7 +102,9 @@ PYSERVE_INLINE bool covers_mma(const Conv2dProblem& p) {
   ROW(conv2d_wgrad, mma, sm80, covers_mma, 80)               \
   ROW(conv2d_wgrad, simt, cuda, covers_axes, 80)             \
   ROW(bias_relu, simt, cuda, covers_all, 80)                 \
-  ROW(bias_relu_backward, simt, cuda, covers_all, 80)
+  ROW(bias_relu_backward, simt, cuda, covers_all, 80)        \
+  ROW(batch_norm_relu, simt, cuda, covers_all, 80)           \
+  ROW(batch_norm_relu_backward, simt, cuda, covers_all, 80)
 
 enum class Variant : int32_t {
 #define ROW(op, algorithm, isa, covers) op##_##algorithm##_##isa,
@@ -131,6 +143,16 @@ template <>
 struct OpTypes<Op::bias_relu_backward> {
   using Problem = BiasReluProblem;
   using Args = BiasReluBackwardArgs;
+};
+template <>
+struct OpTypes<Op::batch_norm_relu> {
+  using Problem = BatchNormProblem;
+  using Args = BatchNormReluArgs;
+};
+template <>
+struct OpTypes<Op::batch_norm_relu_backward> {
+  using Problem = BatchNormProblem;
+  using Args = BatchNormReluBackwardArgs;
 };
 template <Op op>
 using ProblemOf = typename OpTypes<op>::Problem;

@@ -218,7 +218,7 @@ struct Wgrad {
 // A block sums a chunk of positions for its channels and up to 9 taps, in a fixed order, into parts [chunk][channel]
 // [tap].
 template <class T, int32_t count>
-PYSERVE_KERNEL(kThreads, 1)
+PYSERVE_KERNEL(kThreads, 2)
 wgrad_kernel(const T* grad, const T* x, PYSERVE_PARAMETER Wgrad g, Accumulator<T>* parts) {
   using Acc = Accumulator<T>;
   const int32_t thread = device::thread_index(), vectors = static_cast<int32_t>(g.vectors.value);
@@ -228,6 +228,10 @@ wgrad_kernel(const T* grad, const T* x, PYSERVE_PARAMETER Wgrad g, Accumulator<T
   const int64_t channel = (tile * vectors + vector) * count;
   const int64_t begin = chunk_at * g.chunk, end = begin + g.chunk < g.positions ? begin + g.chunk : g.positions;
   const Patches<T> patches{x + channel, &g.patches};
+  Acc* const shared = reinterpret_cast<Acc*>(device::shared_memory());  // [rows][channels of the block]
+  Tap* const taps = reinterpret_cast<Tap*>(shared + kThreads * count);  // in registers they would push out the sums
+  if (thread < kTapsAtOnce) device::store_shared(taps + thread, patches.tap(static_cast<int32_t>(first_tap) + thread));
+  device::block_barrier();
   Acc sums[kTapsAtOnce][count] = {};
   for (int64_t i = begin + row; i < end && row < rows && channel < g.channels; i += rows) {
     const Position at = patches.position(i);
@@ -236,7 +240,7 @@ wgrad_kernel(const T* grad, const T* x, PYSERVE_PARAMETER Wgrad g, Accumulator<T
 #pragma unroll
     for (int32_t t = 0; t < kTapsAtOnce; ++t) {
       if (first_tap + t >= g.taps) break;
-      const T* from = patches.at(at, patches.tap(static_cast<int32_t>(first_tap) + t));
+      const T* from = patches.at(at, device::load_shared(taps + t));
       if (from == nullptr) continue;
       Acc pixel[count];
       read(from, 0, count, true, pixel);
@@ -244,7 +248,6 @@ wgrad_kernel(const T* grad, const T* x, PYSERVE_PARAMETER Wgrad g, Accumulator<T
       for (int32_t c = 0; c < count; ++c) sums[t][c] += gradient[c] * pixel[c];
     }
   }
-  Acc* const shared = reinterpret_cast<Acc*>(device::shared_memory());  // [rows][channels of the block]
   const int32_t block_channels = vectors * count;
 #pragma unroll
   for (int32_t t = 0; t < kTapsAtOnce; ++t) {
@@ -272,7 +275,7 @@ void wgrad(const Conv2dProblem& p, const Conv2dWgradArgs& args, const Queue& que
   g.chunk = std::max<int64_t>(16 * rows, (g.positions + most - 1) / most);
   const int64_t chunks = (g.positions + g.chunk - 1) / g.chunk;
   auto* parts = queue.scratch<Accumulator<T>>(chunks * p.C * g.taps);
-  const int32_t shared = kThreads * count * static_cast<int32_t>(sizeof(Accumulator<T>));
+  const auto shared = static_cast<int32_t>(kThreads * count * sizeof(Accumulator<T>) + kTapsAtOnce * sizeof(Tap));
   device::launch(wgrad_kernel<T, count>, g.vector_tiles * g.tap_tiles * chunks, kThreads, shared, queue,
                  static_cast<const T*>(args.grad), static_cast<const T*>(args.x), g, parts);
   sum_parts(parts, chunks, p.C, g.taps, g.taps, static_cast<T*>(args.dw), queue);

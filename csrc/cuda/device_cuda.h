@@ -127,6 +127,7 @@ PYSERVE_MMA(mma_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
 
 // ------------------------------------------------------------ arithmetic and element types
 
+PYSERVE_DEVICE double inverse_square_root(double value) { return rsqrt(value); }
 // The upper half of the 64-bit product.
 PYSERVE_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "../launch.h"
+#include "../launch_batch_norm.h"
 #include "kernels.h"
 
 namespace pyserve {
@@ -65,4 +66,8 @@ struct Cuda {
 }  // namespace
 }  // namespace pyserve
 
-STABLE_TORCH_LIBRARY_IMPL(pyserve, CUDA, m) { pyserve::register_all<pyserve::Cuda>(m); }
+STABLE_TORCH_LIBRARY_IMPL(pyserve, CUDA, m) {
+  pyserve::register_all<pyserve::Cuda>(m);
+  m.impl("batch_norm_relu", TORCH_BOX(&pyserve::launch_batch_norm_relu<pyserve::Cuda>));
+  m.impl("batch_norm_relu_backward", TORCH_BOX(&pyserve::launch_batch_norm_relu_backward<pyserve::Cuda>));
+}

@@ -1,11 +1,12 @@
 """The project's own convolution kernels as PyTorch operators: `torch.ops.pyserve.*` and their Python face.
 
-from pyserve.kernels import conv2d, bias_relu, fuse, info
+from pyserve.kernels import conv2d, bias_relu, batch_norm_relu, fuse, info
 """
 
 from __future__ import annotations
 
 from pyserve.kernels import _extension as _extension  # loads the operators; ImportError says how to build them
+from pyserve.kernels.batch_norm import batch_norm_relu
 from pyserve.kernels.fuse import FusedModel, fuse
 from pyserve.kernels.info import KernelInfo, VariantInfo, info
 from pyserve.kernels.layers import AddReLU, Conv2d, ConvBNReLU
@@ -19,6 +20,7 @@ __all__ = [
     "FusedModel",
     "KernelInfo",
     "VariantInfo",
+    "batch_norm_relu",
     "bias_relu",
     "conv2d",
     "fuse",

@@ -72,7 +72,8 @@ def conv2d(
         x, padding = _named_padding(x, weight, stride, padding, dilation)
     numbers = (stride, _pair(padding), dilation, groups)
     tf32 = x.is_cuda and x.dtype is torch.float32 and _tf32_allowed()
-    return _call(torch.ops.pyserve.conv2d, x, weight, bias, residual, *numbers, lo, hi, tf32)
+    result: Tensor = _call(torch.ops.pyserve.conv2d, x, weight, bias, residual, *numbers, lo, hi, tf32)
+    return result
 
 
 def _tf32_allowed() -> bool:
@@ -255,7 +256,8 @@ def bias_relu(
         InvalidArgumentError: with the sentence that names the argument, what it is and what was expected.
     """
     lo, hi = _bounds("bias_relu", activation)
-    return _call(torch.ops.pyserve.bias_relu, x, bias, residual, lo, hi)
+    result: Tensor = _call(torch.ops.pyserve.bias_relu, x, bias, residual, lo, hi)
+    return result
 
 
 def _bias_relu_fake(x: Tensor, bias: Tensor | None, residual: Tensor | None, lo: float, hi: float) -> Tensor:
@@ -397,14 +399,14 @@ def _checked(check: Any, *args: Any) -> Any:
         raise InvalidArgumentError(str(error)) from None
 
 
-def _call(op: Any, *args: Any) -> Tensor:
+def _call(op: Any, *args: Any) -> Any:
     """Call an operator; tell what it refuses as InvalidArgumentError, and new choices to the log."""
     if torch.compiler.is_compiling():
-        return op(*args)  # type: ignore[no-any-return]
+        return op(*args)
     try:
-        y: Tensor = op(*args)
+        y = op(*args)
     except (RuntimeError, C.InvalidArgument) as error:  # the latter from torch 2.14 on
-        if str(error).startswith(("conv2d: ", "bias_relu: ")):
+        if str(error).startswith(("conv2d: ", "bias_relu: ", "batch_norm_relu: ")):
             raise InvalidArgumentError(str(error)) from None
         raise
     if logger.isEnabledFor(logging.DEBUG):

@@ -126,6 +126,17 @@ class _BiasReluProblem(ctypes.Structure):
     ]
 
 
+class _BatchNormProblem(ctypes.Structure):
+    _fields_ = [
+        ("rows", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("dtype", ctypes.c_int32),
+        ("training", ctypes.c_bool),
+        ("eps", ctypes.c_double),
+        ("clamp", _Clamp),
+    ]
+
+
 class _Range(ctypes.Structure):
     _fields_ = [("begin", ctypes.c_void_p), ("size_bytes", ctypes.c_int64), ("writable", ctypes.c_bool)]
 
@@ -146,6 +157,12 @@ def conv2d_problem(case: Case, dtype: torch.dtype, activation: str = "none", *, 
 def bias_relu_problem(sizes: tuple[int, int, int], dtype: torch.dtype, activation: str) -> Any:
     """Dense values [outer, channels, inner] as the kernels are told them."""
     return _BiasReluProblem(*sizes, _DTYPES[dtype], _Clamp(*reference.BOUNDS[activation]))
+
+
+def batch_norm_problem(x: Tensor, activation: str, *, training: bool, eps: float) -> Any:
+    """x [rows, channels] as the kernels are told it."""
+    clamp = _Clamp(*reference.BOUNDS[activation])
+    return _BatchNormProblem(*x.shape, _DTYPES[x.dtype], training, eps, clamp)
 
 
 class Emulator:

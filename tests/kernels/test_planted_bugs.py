@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -55,10 +56,23 @@ def channel_sums(emulator: Emulator, ordering: str) -> None:
     assert torch.equal(dbias, torch.full((33,), 300.0))
 
 
+def statistics(emulator: Emulator, ordering: str) -> None:
+    """Mean and deviation of rows of zeros and twos, by blocks that sum in shared memory."""
+    ones = torch.ones(33)
+    x = torch.stack([0 * ones, 2 * ones]).repeat(150, 1)
+    y, mean, inv_std = emulation.poisoned_like(x), torch.full((33,), math.nan), torch.full((33,), math.nan)
+    problem = emulation.batch_norm_problem(x, "none", training=True, eps=3.0)
+    emulator.run("batch_norm_relu_simt_cuda", problem, [x, ones, ones, None], [y, mean, inv_std], ordering)
+    assert torch.equal(mean, ones)
+    assert torch.equal(inv_std, 0.5 * ones)
+    assert torch.equal(y, 0.5 * (x + 1))
+
+
 SMALL = square(1, 16, 6, 24, 3, 1, 1)
 MANY_POSITIONS = square(2, 5, 40, 6, 3, 1, 1)
 HALF = (square(2, 24, 9, 40, 3, 1, 1), torch.bfloat16)
 FLAT, COLUMNS = (square(2, 40, 9, 72, 1), torch.float16), (square(1, 72, 20, 72, 3, 1, 1), torch.bfloat16)
+NORM = "batch_norm_relu_simt.cuh"
 CHANNELWISE, DEPTHWISE = square(2, 48, 9, 48, 3, 1, 1, groups=48), "conv2d_depthwise.cuh"
 PRODUCT, TILE = "product_mma.cuh", "mma_tile.h"
 SIMT, OPERANDS, POINTWISE = "product_simt.cuh", "conv2d_operands.h", "bias_relu_simt.cuh"
@@ -224,6 +238,24 @@ PLANTED: dict[str, tuple[Patch, Check]] = {
     "depthwise: sums of the next tap overwrite those of this one": (
         Patch(DEPTHWISE, "    device::block_barrier();\n  }\n}", "  }\n}", "conv2d_depthwise"),
         wgrad("conv2d_wgrad_depthwise_cuda", CHANNELWISE),
+    ),
+    "batch_norm: sums are added before they are there": (
+        Patch(
+            NORM,
+            "device::block_barrier();\n    if (thread < width",
+            "if (thread < width",
+            "batch_norm_relu_simt",
+        ),
+        statistics,
+    ),
+    "batch_norm: the variance is of one row too few": (
+        Patch(
+            NORM,
+            "row < at.end; row += at.lines) {\n      Acc values[count];\n      read(x",
+            "row < at.end - 1; row += at.lines) {\n      Acc values[count];\n      read(x",
+            "batch_norm_relu_simt",
+        ),
+        statistics,
     ),
     "bias_relu: sums are added before they are there": (
         Patch(

@@ -149,6 +149,7 @@ inline void load_matrices_transposed(uint32_t (&parts)[4], const void* row) { de
 
 // ------------------------------------------------------------ arithmetic and element types
 
+inline double inverse_square_root(double value) { return 1 / std::sqrt(value); }
 inline uint32_t multiply_high(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
 }
