@@ -48,6 +48,7 @@ struct Conv2dArgs {
   const void* bias;
   const void* residual;
   void* y;
+  const float* packed = nullptr;  // the weights as this variant's Packing lays them out, or null
 };
 
 // dx = the gradient of x, from `grad` [N][P][Q][K] that the activation's mask has been applied to.

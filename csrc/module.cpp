@@ -4,6 +4,7 @@
 
 #include "checks.h"
 #include "registry.h"
+#include "workspace.h"
 
 namespace py = pybind11;
 using namespace pyserve;
@@ -94,6 +95,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("conv2d_covers", &conv2d_covers, "Whether the variant takes conv2d or its gradients of this problem.");
   m.def("fallbacks", &fallback_counts);
   m.def("reset_counters", &reset_counters);
+  m.def(
+      "workspace",
+      [] {
+        const WorkspaceUsage usage = workspace_usage();
+        return std::make_tuple(usage.held_bytes, usage.borrowed_bytes, usage.most_held_bytes);
+      },
+      "Bytes of scratch memory: held, of these lent to running calls, most ever held.");
+  m.def("release_workspace", &release_workspace, "Gives the scratch memory that nobody uses back to the system.");
+  m.def("poison_workspace", &poison_workspace, py::arg("wanted"), "For tests: lent memory starts as NaN.");
   m.def("take_new_choices", &take_new_choices, "The choices made for the first time since the last call.");
   // A tensor is told as (sizes, dtype, device).
   m.def("check_conv2d", &conv2d_sizes, "Sizes of conv2d's output; raises InvalidArgument with the sentence.");

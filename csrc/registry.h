@@ -34,7 +34,6 @@ int32_t preferred_variant();  // index into variant_list(), or -1
 bool variant_covers(const std::string& name, const Conv2dProblem& problem);
 bool variant_covers(const std::string& name, const BiasReluProblem& problem);
 
-void count_call(Variant variant);
 void count_fallback(const char* op, const std::string& reason);
 int64_t call_count(int32_t variant);
 std::map<std::string, int64_t> fallback_counts();  // "conv2d: float16 on cpu" → calls

@@ -22,6 +22,16 @@ PYSERVE_INLINE bool covers_floats(const Conv2dProblem& p) { return p.dtype != DT
 PYSERVE_INLINE bool covers_depthwise(const Conv2dProblem& p) {
   return covers_floats(p) && p.depthwise() && p.R * p.S <= 64;
 }
+// Sums over fewer channels than this are so exact when done directly that Winograd's rounding would show.
+constexpr int64_t kLeastWinogradChannels = 16;
+PYSERVE_INLINE bool covers_winograd(const Conv2dProblem& p) {
+  const bool plain = p.groups == 1 && p.R == 3 && p.S == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 &&
+                     p.dilation_w == 1 && p.pad_h <= 2 && p.pad_w <= 2;
+  return plain && p.dtype != DType::f64 && p.C >= kLeastWinogradChannels;
+}
+PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
+  return covers_winograd(p) && p.K >= kLeastWinogradChannels;
+}
 
 // ROW(operator, algorithm, ISA, covers): the kernel is `<operator>_<algorithm>_<ISA>` and lives in
 // cpu/<conv2d or bias_relu>_<algorithm>_<ISA>.cpp.
@@ -32,22 +42,26 @@ PYSERVE_INLINE bool covers_depthwise(const Conv2dProblem& p) {
   ROW(bias_relu, pointwise, scalar, covers_any) \
   ROW(bias_relu_backward, pointwise, scalar, covers_any)
 
-#define PYSERVE_X86_VARIANTS(ROW)                           \
-  ROW(conv2d, depthwise, avx512, covers_depthwise)          \
-  ROW(conv2d, direct, avx512, covers_floats)                \
-  ROW(conv2d_dgrad, depthwise, avx512, covers_depthwise)    \
-  ROW(conv2d_dgrad, direct, avx512, covers_floats)          \
-  ROW(conv2d_wgrad, depthwise, avx512, covers_depthwise)    \
-  ROW(conv2d_wgrad, direct, avx512, covers_floats)          \
-  ROW(bias_relu, pointwise, avx512, covers_floats)          \
-  ROW(bias_relu_backward, pointwise, avx512, covers_floats) \
-  ROW(conv2d, depthwise, avx2, covers_depthwise)            \
-  ROW(conv2d, direct, avx2, covers_floats)                  \
-  ROW(conv2d_dgrad, depthwise, avx2, covers_depthwise)      \
-  ROW(conv2d_dgrad, direct, avx2, covers_floats)            \
-  ROW(conv2d_wgrad, depthwise, avx2, covers_depthwise)      \
-  ROW(conv2d_wgrad, direct, avx2, covers_floats)            \
-  ROW(bias_relu, pointwise, avx2, covers_floats)            \
+#define PYSERVE_X86_VARIANTS(ROW)                            \
+  ROW(conv2d, depthwise, avx512, covers_depthwise)           \
+  ROW(conv2d, winograd, avx512, covers_winograd)             \
+  ROW(conv2d, direct, avx512, covers_floats)                 \
+  ROW(conv2d_dgrad, depthwise, avx512, covers_depthwise)     \
+  ROW(conv2d_dgrad, winograd, avx512, covers_winograd_dgrad) \
+  ROW(conv2d_dgrad, direct, avx512, covers_floats)           \
+  ROW(conv2d_wgrad, depthwise, avx512, covers_depthwise)     \
+  ROW(conv2d_wgrad, direct, avx512, covers_floats)           \
+  ROW(bias_relu, pointwise, avx512, covers_floats)           \
+  ROW(bias_relu_backward, pointwise, avx512, covers_floats)  \
+  ROW(conv2d, depthwise, avx2, covers_depthwise)             \
+  ROW(conv2d, winograd, avx2, covers_winograd)               \
+  ROW(conv2d, direct, avx2, covers_floats)                   \
+  ROW(conv2d_dgrad, depthwise, avx2, covers_depthwise)       \
+  ROW(conv2d_dgrad, winograd, avx2, covers_winograd_dgrad)   \
+  ROW(conv2d_dgrad, direct, avx2, covers_floats)             \
+  ROW(conv2d_wgrad, depthwise, avx2, covers_depthwise)       \
+  ROW(conv2d_wgrad, direct, avx2, covers_floats)             \
+  ROW(bias_relu, pointwise, avx2, covers_floats)             \
   ROW(bias_relu_backward, pointwise, avx2, covers_floats)
 
 #if defined(__x86_64__)
@@ -70,6 +84,17 @@ enum class Variant : int32_t {
 #undef ROW
       count
 };
+
+// How a forward kernel wants its weights laid out beforehand, as floats. Two problems that differ in N, H or W alone
+// and have the same layout can share the packed weights.
+struct Packing {
+  int32_t (*layout)(const Conv2dProblem&);
+  int64_t (*size)(const Conv2dProblem&);  // in floats
+  void (*pack)(const Conv2dProblem&, const void* weight, float* packed, const Pool&);
+};
+
+// A kernel that leaves a problem to another one counts that one's call.
+void count_call(Variant variant);
 
 // Operator → its problem and its arguments.
 template <Op>
@@ -108,5 +133,6 @@ using ArgsOf = typename OpTypes<op>::Args;
   void op##_##algorithm##_##isa(const ProblemOf<Op::op>&, const ArgsOf<Op::op>&, const Pool&);
 PYSERVE_CPU_VARIANTS(ROW)
 #undef ROW
+extern const Packing conv2d_winograd_avx512_packing, conv2d_winograd_avx2_packing;
 
 }  // namespace pyserve

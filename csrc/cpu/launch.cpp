@@ -1,6 +1,8 @@
 // The CPU implementations of the operators, and ATen for devices that have none.
 #include "../launch.h"
 
+#include "../workspace.h"
+
 namespace pyserve {
 namespace {
 
@@ -8,10 +10,8 @@ void run_on_torch_pool(int64_t n, int64_t grain, Pool::Body body, void* context)
   torch::stable::parallel_for(0, n, grain, [=](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
-void* allocate_tensor(void* owner, int64_t size_bytes) {
-  auto& scratch = *static_cast<std::vector<Tensor>*>(owner);
-  scratch.push_back(torch::stable::empty(std::vector<int64_t>{size_bytes}, ScalarType::Byte));
-  return scratch.back().mutable_data_ptr();
+void* allocate_workspace(void* owner, int64_t size_bytes) {
+  return static_cast<Workspace*>(owner)->allocate(size_bytes);
 }
 
 struct Cpu {
@@ -19,8 +19,9 @@ struct Cpu {
 
   template <Op op>
   static void run(const ProblemOf<op>& problem, const ArgsOf<op>& args, const Tensor&) {
-    std::vector<Tensor> scratch;
-    run_cpu<op>(problem, args, {run_on_torch_pool, allocate_tensor, &scratch});
+    Workspace workspace;
+    const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
+    run_cpu<op>(problem, args, {run_on_torch_pool, allocate_workspace, &workspace, threads});
   }
 };
 

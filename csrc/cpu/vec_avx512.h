@@ -33,7 +33,10 @@ struct Vec {
   void store(Bf16* p, int64_t n) const { _mm256_mask_storeu_epi16(p, first(n), narrow()); }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
-  Vec fma(Vec a, Vec b) const { return {_mm512_fmadd_ps(a.v, b.v, v)}; }  // this + a·b
+  friend Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+  friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+  Vec fma(Vec a, Vec b) const { return {_mm512_fmadd_ps(a.v, b.v, v)}; }    // this + a·b
+  Vec fnma(Vec a, Vec b) const { return {_mm512_fnmadd_ps(a.v, b.v, v)}; }  // this − a·b
   // NaN stays NaN: max and min return their second operand if either is NaN.
   Vec clamp(Vec lo, Vec hi) const { return {_mm512_min_ps(hi.v, _mm512_max_ps(lo.v, v))}; }
   // This where !(y <= lo || y >= hi), else 0.
@@ -41,6 +44,7 @@ struct Vec {
     const __mmask16 blocked = _mm512_cmp_ps_mask(y.v, lo.v, _CMP_LE_OQ) | _mm512_cmp_ps_mask(y.v, hi.v, _CMP_GE_OQ);
     return {_mm512_maskz_mov_ps(static_cast<__mmask16>(~blocked), v)};
   }
+  bool any_nan() const { return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0; }
   float sum() const { return _mm512_reduce_add_ps(v); }
 
   // A square of kWidth rows becomes its transpose: pairs, then fours, then the 128-bit quarters change places.
