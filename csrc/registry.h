@@ -44,14 +44,23 @@ void note_choice(const Conv2dProblem& problem, Variant variant);
 void note_choice(const BiasReluProblem& problem, Variant variant);
 std::vector<std::string> take_new_choices();
 
+template <Op op>
+using Kernel = void (*)(const ProblemOf<op>&, const ArgsOf<op>&, const Pool&);
+
 // The variant of `op` for this problem on this CPU.
 template <Op op>
 struct Choice {
   Variant variant;
-  void (*run)(const ProblemOf<op>&, const ArgsOf<op>&, const Pool&);
+  Kernel<op> run;
 };
 template <Op op>
 Choice<op> choose_cpu(const ProblemOf<op>& problem);
+
+// The kernel of a variant of `op`; throws std::invalid_argument for one that this machine cannot run.
+template <Op op>
+Kernel<op> kernel_of(Variant variant);
+// How it wants its weights, or null.
+const Packing* packing_of(Variant variant);
 
 // Choose, remember, count, run.
 template <Op op>

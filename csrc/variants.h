@@ -6,17 +6,32 @@
 
 #include "bias_relu.h"
 #include "conv2d.h"
+#include "linear.h"
 #include "parallel.h"
+#include "pooling.h"
 
 namespace pyserve {
 
 enum class Isa : int32_t { scalar, avx2, avx512 };
-enum class Op : int32_t { conv2d, conv2d_dgrad, conv2d_wgrad, bias_relu, bias_relu_backward };
+enum class Op : int32_t {
+  conv2d,
+  conv2d_dgrad,
+  conv2d_wgrad,
+  bias_relu,
+  bias_relu_backward,
+  max_pool2d,
+  average_pool2d,
+  linear
+};
 
 // What a kernel takes; each is a pure function of the problem. The vector kernels know no float64 and at most 64 taps
 // along an axis (the depthwise ones in all).
 PYSERVE_INLINE bool covers_any(const Conv2dProblem&) { return true; }
 PYSERVE_INLINE bool covers_any(const BiasReluProblem&) { return true; }
+PYSERVE_INLINE bool covers_any(const PoolingProblem&) { return true; }
+PYSERVE_INLINE bool covers_any(const LinearProblem&) { return true; }
+PYSERVE_INLINE bool covers_floats(const PoolingProblem& p) { return p.dtype != DType::f64; }
+PYSERVE_INLINE bool covers_floats(const LinearProblem& p) { return p.dtype != DType::f64; }
 PYSERVE_INLINE bool covers_floats(const BiasReluProblem& p) { return p.dtype != DType::f64; }
 PYSERVE_INLINE bool covers_floats(const Conv2dProblem& p) { return p.dtype != DType::f64 && p.R <= 64 && p.S <= 64; }
 PYSERVE_INLINE bool covers_depthwise(const Conv2dProblem& p) {
@@ -34,13 +49,16 @@ PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
 }
 
 // ROW(operator, algorithm, ISA, covers): the kernel is `<operator>_<algorithm>_<ISA>` and lives in
-// cpu/<conv2d or bias_relu>_<algorithm>_<ISA>.cpp.
-#define PYSERVE_PLAIN_VARIANTS(ROW)             \
-  ROW(conv2d, direct, scalar, covers_any)       \
-  ROW(conv2d_dgrad, direct, scalar, covers_any) \
-  ROW(conv2d_wgrad, direct, scalar, covers_any) \
-  ROW(bias_relu, pointwise, scalar, covers_any) \
-  ROW(bias_relu_backward, pointwise, scalar, covers_any)
+// cpu/<conv2d, bias_relu, pooling or linear>_<algorithm>_<ISA>.cpp.
+#define PYSERVE_PLAIN_VARIANTS(ROW)                      \
+  ROW(conv2d, direct, scalar, covers_any)                \
+  ROW(conv2d_dgrad, direct, scalar, covers_any)          \
+  ROW(conv2d_wgrad, direct, scalar, covers_any)          \
+  ROW(bias_relu, pointwise, scalar, covers_any)          \
+  ROW(bias_relu_backward, pointwise, scalar, covers_any) \
+  ROW(max_pool2d, direct, scalar, covers_any)            \
+  ROW(average_pool2d, direct, scalar, covers_any)        \
+  ROW(linear, rows, scalar, covers_any)
 
 #define PYSERVE_X86_VARIANTS(ROW)                            \
   ROW(conv2d, depthwise, avx512, covers_depthwise)           \
@@ -53,6 +71,9 @@ PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
   ROW(conv2d_wgrad, direct, avx512, covers_floats)           \
   ROW(bias_relu, pointwise, avx512, covers_floats)           \
   ROW(bias_relu_backward, pointwise, avx512, covers_floats)  \
+  ROW(max_pool2d, direct, avx512, covers_floats)             \
+  ROW(average_pool2d, direct, avx512, covers_floats)         \
+  ROW(linear, rows, avx512, covers_floats)                   \
   ROW(conv2d, depthwise, avx2, covers_depthwise)             \
   ROW(conv2d, winograd, avx2, covers_winograd)               \
   ROW(conv2d, direct, avx2, covers_floats)                   \
@@ -62,7 +83,10 @@ PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
   ROW(conv2d_wgrad, depthwise, avx2, covers_depthwise)       \
   ROW(conv2d_wgrad, direct, avx2, covers_floats)             \
   ROW(bias_relu, pointwise, avx2, covers_floats)             \
-  ROW(bias_relu_backward, pointwise, avx2, covers_floats)
+  ROW(bias_relu_backward, pointwise, avx2, covers_floats)    \
+  ROW(max_pool2d, direct, avx2, covers_floats)               \
+  ROW(average_pool2d, direct, avx2, covers_floats)           \
+  ROW(linear, rows, avx2, covers_floats)
 
 #if defined(__x86_64__)
 #define PYSERVE_CPU_VARIANTS(ROW) PYSERVE_X86_VARIANTS(ROW) PYSERVE_PLAIN_VARIANTS(ROW)
@@ -124,6 +148,21 @@ struct OpTypes<Op::bias_relu_backward> {
   using Problem = BiasReluProblem;
   using Args = BiasReluBackwardArgs;
 };
+template <>
+struct OpTypes<Op::max_pool2d> {
+  using Problem = PoolingProblem;
+  using Args = PoolingArgs;
+};
+template <>
+struct OpTypes<Op::average_pool2d> {
+  using Problem = PoolingProblem;
+  using Args = PoolingArgs;
+};
+template <>
+struct OpTypes<Op::linear> {
+  using Problem = LinearProblem;
+  using Args = LinearArgs;
+};
 template <Op op>
 using ProblemOf = typename OpTypes<op>::Problem;
 template <Op op>
@@ -133,6 +172,21 @@ using ArgsOf = typename OpTypes<op>::Args;
   void op##_##algorithm##_##isa(const ProblemOf<Op::op>&, const ArgsOf<Op::op>&, const Pool&);
 PYSERVE_CPU_VARIANTS(ROW)
 #undef ROW
-extern const Packing conv2d_winograd_avx512_packing, conv2d_winograd_avx2_packing;
+
+// Of the forward variants that have one.
+#if defined(__x86_64__)
+#define PYSERVE_PACKED_VARIANTS(ROW) \
+  ROW(conv2d, winograd, avx512)      \
+  ROW(conv2d, depthwise, avx512)     \
+  ROW(conv2d, direct, avx512)        \
+  ROW(conv2d, winograd, avx2)        \
+  ROW(conv2d, depthwise, avx2)       \
+  ROW(conv2d, direct, avx2)
+#else
+#define PYSERVE_PACKED_VARIANTS(ROW)
+#endif
+#define ROW(op, algorithm, isa) extern const Packing op##_##algorithm##_##isa##_packing;
+PYSERVE_PACKED_VARIANTS(ROW)
+#undef ROW
 
 }  // namespace pyserve

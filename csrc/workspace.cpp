@@ -89,13 +89,28 @@ WorkspaceBlock borrow(int64_t size_bytes) {
   }
 }
 
+void give_back(std::vector<WorkspaceBlock>::iterator first, std::vector<WorkspaceBlock>::iterator last) {
+  Arena& a = arena();
+  const int64_t now = now_ns();
+  const std::lock_guard<std::mutex> lock(a.mutex);
+  for (auto block = first; block != last; ++block) {
+    block->idle_since_ns = now;
+    a.borrowed_bytes -= block->size_bytes;
+    a.waiting.push_back(*block);
+  }
+  // Returned in the order of time: those that wait longest are at the front.
+  unmap(a, a.waiting.begin(), std::find_if(a.waiting.begin(), a.waiting.end(), [now](const WorkspaceBlock& block) {
+          return now - block.idle_since_ns < kIdleNs;
+        }));
+}
+
 }  // namespace
 
 void* Workspace::allocate(int64_t size_bytes) {
   const int64_t size = round_up(std::max<int64_t>(size_bytes, 1), kAlignment);
   if (blocks_.empty() || used_bytes_ + size > blocks_.back().size_bytes) {
     blocks_.reserve(blocks_.size() + 1);
-    blocks_.push_back(borrow(size));
+    blocks_.push_back(borrow(std::max(size, blocks_.empty() ? 0 : 2 * blocks_.back().size_bytes)));
     used_bytes_ = 0;
   }
   char* data = blocks_.back().data + used_bytes_;
@@ -104,20 +119,17 @@ void* Workspace::allocate(int64_t size_bytes) {
   return data;
 }
 
-Workspace::~Workspace() {
-  if (blocks_.empty()) return;
-  Arena& a = arena();
-  const int64_t now = now_ns();
-  const std::lock_guard<std::mutex> lock(a.mutex);
-  for (WorkspaceBlock& block : blocks_) {
-    block.idle_since_ns = now;
-    a.borrowed_bytes -= block.size_bytes;
-    a.waiting.push_back(block);
+void Workspace::reset() {
+  if (blocks_.size() > 1) {  // the last is the largest: the others had no room left
+    const auto last = blocks_.end() - 1;
+    give_back(blocks_.begin(), last);
+    blocks_.erase(blocks_.begin(), last);
   }
-  // Returned in the order of time: those that wait longest are at the front.
-  unmap(a, a.waiting.begin(), std::find_if(a.waiting.begin(), a.waiting.end(), [now](const WorkspaceBlock& block) {
-          return now - block.idle_since_ns < kIdleNs;
-        }));
+  used_bytes_ = 0;
+}
+
+Workspace::~Workspace() {
+  if (!blocks_.empty()) give_back(blocks_.begin(), blocks_.end());
 }
 
 WorkspaceUsage workspace_usage() {

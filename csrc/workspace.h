@@ -22,6 +22,8 @@ class Workspace {
   ~Workspace();
   // 64-byte aligned; throws std::bad_alloc.
   void* allocate(int64_t size_bytes);
+  // What was allocated so far is no longer needed; it stays borrowed, for what comes next.
+  void reset();
 
  private:
   std::vector<WorkspaceBlock> blocks_;

@@ -47,6 +47,8 @@ struct Vec {
   Vec fnma(Vec a, Vec b) const { return {_mm256_fnmadd_ps(a.v, b.v, v)}; }  // this − a·b
   // NaN stays NaN: max and min return their second operand if either is NaN.
   Vec clamp(Vec lo, Vec hi) const { return {_mm256_min_ps(hi.v, _mm256_max_ps(lo.v, v))}; }
+  // The larger; NaN if either is.
+  Vec max(Vec b) const { return {_mm256_blendv_ps(_mm256_max_ps(v, b.v), v, _mm256_cmp_ps(v, v, _CMP_UNORD_Q))}; }
   // This where !(y <= lo || y >= hi), else 0.
   Vec unless_blocked(Vec y, Vec lo, Vec hi) const {
     const __m256 blocked = _mm256_or_ps(_mm256_cmp_ps(y.v, lo.v, _CMP_LE_OQ), _mm256_cmp_ps(y.v, hi.v, _CMP_GE_OQ));

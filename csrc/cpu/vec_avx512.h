@@ -39,6 +39,8 @@ struct Vec {
   Vec fnma(Vec a, Vec b) const { return {_mm512_fnmadd_ps(a.v, b.v, v)}; }  // this − a·b
   // NaN stays NaN: max and min return their second operand if either is NaN.
   Vec clamp(Vec lo, Vec hi) const { return {_mm512_min_ps(hi.v, _mm512_max_ps(lo.v, v))}; }
+  // The larger; NaN if either is.
+  Vec max(Vec b) const { return {_mm512_mask_max_ps(v, _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q), v, b.v)}; }
   // This where !(y <= lo || y >= hi), else 0.
   Vec unless_blocked(Vec y, Vec lo, Vec hi) const {
     const __mmask16 blocked = _mm512_cmp_ps_mask(y.v, lo.v, _CMP_LE_OQ) | _mm512_cmp_ps_mask(y.v, hi.v, _CMP_GE_OQ);
