@@ -16,6 +16,7 @@
 #pragma once
 #include "../variants.h"
 #include "microkernel.h"
+#include "winograd_few.h"
 #include "winograd_input.h"
 #include "winograd_output.h"
 #include "winograd_prefetch.h"
@@ -25,23 +26,33 @@ namespace pyserve {
 namespace {
 
 constexpr int64_t kTiles = 48;  // per block, at most: V and M of 64 channels stay in the L2 cache
-constexpr int64_t kFewTiles = 24;
-constexpr int64_t kFewVectors = 2;             // per panel then: a piece of its weights stays in the L1 cache
+constexpr int64_t kReadTiles = 24;    // with fewer in all, a transformed weight is used too little to be worth reading
+constexpr int64_t kPieceVectors = 2;  // per panel then: a piece of its weights stays in the L1 cache
 constexpr int64_t kStepPad = 80;               // floats between the points' parts: they fall into different cache sets
 constexpr int64_t kMostTransformed = 1 << 20;  // floats of U that a call makes beforehand
 constexpr int64_t kMostByBlock = 1 << 22;      // floats of U that every block reads anew
 
+// Where the transformed weights come from.
+enum class WinogradWeights : int32_t {
+  whole,      // memory
+  pieces,     // the L1 cache: transformed a piece at a time, used for all tiles
+  registers,  // winograd_few.h
+};
+
 struct WinogradPlan {
   WinogradShape shape;
-  bool in_pieces;  // weights transformed piece by piece
-  bool by_panel;   // V of all tiles first, then a panel of output channels per task
+  WinogradWeights weights;
+  bool by_panel;  // V of all tiles first, then a panel of output channels per task
   int64_t blocks;
 };
 
 inline WinogradPlan winograd_plan(WinogradShape s, bool packed, int64_t threads) {
   const int64_t tiles = s.map.tiles(), u = s.u_size();
-  WinogradPlan plan{s, (tiles < kFewTiles || !packed) && u > kMostTransformed, false, ceil_div(tiles, kTiles)};
-  if (plan.in_pieces) plan.shape.panel_vectors = kFewVectors;
+  WinogradPlan plan{s, WinogradWeights::whole, false, ceil_div(tiles, kTiles)};
+  if (u > kMostTransformed && (tiles < kReadTiles || !packed)) plan.weights = WinogradWeights::pieces;
+  if (u > kMostTransformed && tiles <= Vec::kFewTiles) plan.weights = WinogradWeights::registers;
+  if (plan.weights != WinogradWeights::whole)
+    plan.shape.panel_vectors = plan.weights == WinogradWeights::pieces ? kPieceVectors : 1;
   plan.by_panel = plan.shape.panels() > 1 && (u > kMostByBlock || plan.blocks < 2 * threads);
   if (!plan.by_panel && plan.blocks > 1) plan.blocks = least(tiles, ceil_div(plan.blocks, threads) * threads);
   return plan;
@@ -66,7 +77,7 @@ class WinogradRun {
 
   // Whether all outputs are finite; else they are not all written.
   bool run() {
-    if (!packed_ && !plan_.in_pieces) {
+    if (!packed_ && plan_.weights == WinogradWeights::whole) {
       float* u = allocate_floats(pool_, s_.u_size());
       transform_all_weights(s_, weight_, u, pool_);
       packed_ = u;
@@ -130,8 +141,10 @@ class WinogradRun {
     TileLines output(tiles, output_.y + s_.first_column(panel), s_.map.P, s_.map.Q, s_.columns * sizeof(T),
                      width * sizeof(T));
     const Panel p{tiles, schedule, own, panel, width, vectors, input, &output};
-    if (plan_.in_pieces) {
+    if (plan_.weights == WinogradWeights::pieces) {
       for (int64_t l = 0; l < s_.depth; l += kPieceDepth) multiply_piece(p, l, least(kPieceDepth, s_.depth - l));
+    } else if (plan_.weights == WinogradWeights::registers) {
+      for (int64_t l = 0; l < s_.depth; l += kFewDepth) multiply_few_tiles(p, l, least(kFewDepth, s_.depth - l));
     } else {
       for (int64_t i = 0; i < kSpectrum; ++i) {
         const float* u = s_.u_at(packed_, panel, i);
@@ -154,8 +167,8 @@ class WinogradRun {
 
   // Input channels [l, l + count): their weights are transformed in the L1 cache, a row of the spectrum at a time.
   void multiply_piece(const Panel& p, int64_t l, int64_t count) {
-    alignas(64) float gathered[kPieceDepth * kTaps * kFewVectors * Vec::kWidth];
-    alignas(64) float u[kPoints * kPieceDepth * kFewVectors * Vec::kWidth];
+    alignas(64) float gathered[kPieceDepth * kTaps * kPieceVectors * Vec::kWidth];
+    alignas(64) float u[kPoints * kPieceDepth * kPieceVectors * Vec::kWidth];
     const float *taps = gathered, *next = taps;
     if (packed_)
       taps = s_.taps_at(packed_, p.index, l), next = taps + kTaps * count * p.width;
@@ -169,6 +182,19 @@ class WinogradRun {
     }
   }
 
+  void multiply_few_tiles(const Panel& p, int64_t l, int64_t count) {
+    alignas(64) float gathered[kFewDepth * kTaps * Vec::kWidth];
+    const float* taps = packed_ ? s_.taps_at(packed_, p.index, l) : gathered;
+    if (!packed_) gather_taps(s_, weight_, p.index, l, count, gathered);
+    const int64_t group_step = p.tiles.count * Vec::kWidth;
+    for (int64_t i = 0; i < kPoints; ++i) {
+      const float* v = p.own.v + i * kPoints * v_step_ + l / Vec::kWidth * group_step;
+      const int64_t tiles = p.tiles.last_with(i, 0);
+      float* m = p.own.m + i * kPoints * m_step_;
+      if (tiles > 0) multiply_few(i, tiles, {taps, count, v, v_step_, group_step, m, m_step_, l == 0});
+    }
+  }
+
   // M (+)= V · U at point (i, j) for input channels [l, l + count), while the floats at `next` come into the cache.
   void multiply_point(const Panel& p, int64_t i, int64_t j, int64_t l, int64_t count, const float* u, const float* next,
                       int64_t next_size) {
@@ -179,7 +205,7 @@ class WinogradRun {
     if (rows.parts == 0) return;
     const int64_t step = next_size / (count * rows.parts) * sizeof(float);
     const char* prefetch = reinterpret_cast<const char*>(next);
-    const int64_t calls = kSpectrum * rows.parts * (plan_.in_pieces ? ceil_div(s_.depth, kPieceDepth) : 1);
+    const int64_t calls = kSpectrum * rows.parts * (plan_.weights == WinogradWeights::pieces ? ceil_div(s_.depth, kPieceDepth) : 1);
     const int64_t output_lines = ceil_div(p.output->count(), calls);
     const int64_t input_lines = p.input ? ceil_div(p.input->count(), calls * s_.panels()) : 0;
     for (int64_t part = 0; part < rows.parts; ++part, prefetch += step * count) {
@@ -229,21 +255,22 @@ bool winograd_dgrad(const Conv2dProblem& p, const Conv2dDgradArgs& args, const P
       .run();
 }
 
-// Packed are the transformed weights, or the plain taps where a call transforms them piece by piece.
+// Packed are the transformed weights where they are read whole, else the plain taps in panels.
 inline int32_t winograd_layout(const Conv2dProblem& p) {
-  return winograd_plan(winograd_forward_shape(p), true, 1).in_pieces ? 1 : 0;
+  return static_cast<int32_t>(winograd_plan(winograd_forward_shape(p), true, 1).weights);
 }
 
 inline int64_t winograd_packed_size(const Conv2dProblem& p) {
   const int64_t u_size = winograd_forward_shape(p).u_size();
-  return winograd_layout(p) == 1 ? u_size / kSpectrum * kTaps : u_size;
+  return winograd_layout(p) == 0 ? u_size : u_size / kSpectrum * kTaps;
 }
 
 template <class T>
 void winograd_pack(const Conv2dProblem& p, const void* weight, float* packed, const Pool& pool) {
   const WinogradPlan plan = winograd_plan(winograd_forward_shape(p), true, 1);
-  if (plan.in_pieces) return pack_taps(plan.shape, static_cast<const T*>(weight), packed, pool);
-  transform_all_weights(plan.shape, static_cast<const T*>(weight), packed, pool);
+  if (plan.weights == WinogradWeights::whole)
+    return transform_all_weights(plan.shape, static_cast<const T*>(weight), packed, pool);
+  pack_taps(plan.shape, static_cast<const T*>(weight), packed, pool);
 }
 
 inline void winograd_pack(const Conv2dProblem& p, const void* weight, float* packed, const Pool& pool) {

@@ -15,6 +15,7 @@ struct Vec {
   static constexpr int kMostVectors = 2;  // per row of a register tile
   // Rows of a register tile with `vectors` vectors each: 12 of the 16 registers hold sums.
   static constexpr int rows(int vectors) { return vectors == 2 ? 6 : 12; }
+  static constexpr int kFewTiles = 2;  // × six points of a spectrum's row: 12 of the 16 registers hold sums
 
   __m256 v;
 

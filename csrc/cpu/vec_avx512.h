@@ -15,6 +15,7 @@ struct Vec {
   static constexpr int kMostVectors = 4;  // per row of a register tile
   // Rows of a register tile with `vectors` vectors each: 16 to 24 of the 32 registers hold sums.
   static constexpr int rows(int vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 12 : 16; }
+  static constexpr int kFewTiles = 4;  // × six points of a spectrum's row: 24 of the 32 registers hold sums
 
   __m512 v;
 
