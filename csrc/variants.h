@@ -39,11 +39,13 @@ PYSERVE_INLINE bool covers_depthwise(const Conv2dProblem& p) {
 }
 // Sums over fewer channels than this are so exact when done directly that Winograd's rounding would show.
 constexpr int64_t kLeastWinogradChannels = 16;
-PYSERVE_INLINE bool covers_winograd(const Conv2dProblem& p) {
-  const bool plain = p.groups == 1 && p.R == 3 && p.S == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 &&
-                     p.dilation_w == 1 && p.pad_h <= 2 && p.pad_w <= 2;
+PYSERVE_INLINE bool covers_3x3(const Conv2dProblem& p, int64_t stride) {
+  const bool plain = p.groups == 1 && p.R == 3 && p.S == 3 && p.stride_h == stride && p.stride_w == stride &&
+                     p.dilation_h == 1 && p.dilation_w == 1 && p.pad_h <= 2 && p.pad_w <= 2;
   return plain && p.dtype != DType::f64 && p.C >= kLeastWinogradChannels;
 }
+PYSERVE_INLINE bool covers_winograd(const Conv2dProblem& p) { return covers_3x3(p, 1); }
+PYSERVE_INLINE bool covers_polyphase(const Conv2dProblem& p) { return covers_3x3(p, 2); }
 PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
   return covers_winograd(p) && p.K >= kLeastWinogradChannels;
 }
@@ -63,6 +65,7 @@ PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
 #define PYSERVE_X86_VARIANTS(ROW)                            \
   ROW(conv2d, depthwise, avx512, covers_depthwise)           \
   ROW(conv2d, winograd, avx512, covers_winograd)             \
+  ROW(conv2d, polyphase, avx512, covers_polyphase)           \
   ROW(conv2d, direct, avx512, covers_floats)                 \
   ROW(conv2d_dgrad, depthwise, avx512, covers_depthwise)     \
   ROW(conv2d_dgrad, winograd, avx512, covers_winograd_dgrad) \
@@ -76,6 +79,7 @@ PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
   ROW(linear, rows, avx512, covers_floats)                   \
   ROW(conv2d, depthwise, avx2, covers_depthwise)             \
   ROW(conv2d, winograd, avx2, covers_winograd)               \
+  ROW(conv2d, polyphase, avx2, covers_polyphase)             \
   ROW(conv2d, direct, avx2, covers_floats)                   \
   ROW(conv2d_dgrad, depthwise, avx2, covers_depthwise)       \
   ROW(conv2d_dgrad, winograd, avx2, covers_winograd_dgrad)   \
@@ -177,9 +181,11 @@ PYSERVE_CPU_VARIANTS(ROW)
 #if defined(__x86_64__)
 #define PYSERVE_PACKED_VARIANTS(ROW) \
   ROW(conv2d, winograd, avx512)      \
+  ROW(conv2d, polyphase, avx512)     \
   ROW(conv2d, depthwise, avx512)     \
   ROW(conv2d, direct, avx512)        \
   ROW(conv2d, winograd, avx2)        \
+  ROW(conv2d, polyphase, avx2)       \
   ROW(conv2d, depthwise, avx2)       \
   ROW(conv2d, direct, avx2)
 #else

@@ -1,11 +1,12 @@
-// 3×3 convolution with stride 1, and its input gradient, by Winograd's F(4×4, 3×3) (winograd_transform.h). The gradient
-// is the same convolution over the filters turned by 180°, with input and output channels exchanged.
+// 3×3 convolution by Winograd's minimal filtering (winograd_transform.h): with stride 1, with stride 2 in its phases,
+// and the input gradient of stride 1, which is the same convolution over the filters turned by 180°, with input and
+// output channels exchanged.
 //
 // A block of tiles (winograd_tiles.h) goes through three phases:
-//     V [36][C / width][tile][width]     transformed inputs: written once, read for every panel of output channels
-//     M [36][tile][columns]              per panel and point V · U, by the register tiles of microkernel.h
-//     y                                  transformed outputs + bias + residual, clamped
-// The transformed weights U [panel][36][C][columns] are prepared beforehand for prediction, once per call where they
+//     V [point][C / width][tile][width]    transformed inputs: written once, read for every panel of output channels
+//     M [point][tile][columns]             per panel and point V · U, by the register tiles of microkernel.h
+//     y                                    transformed outputs + bias + residual, clamped
+// The transformed weights U [panel][6 × 6][C][columns] are prepared beforehand for prediction, once per call where they
 // are small, or piece by piece in the L2 cache where tiles are few: then the time goes to reading weights, and the
 // plain ones are a quarter of the size. Threads share out blocks where these are many; else all of V is made first, and
 // then they share out panels.
@@ -25,10 +26,10 @@
 namespace pyserve {
 namespace {
 
-constexpr int64_t kTiles = 48;  // per block, at most: V and M of 64 channels stay in the L2 cache
+constexpr int64_t kTiles = 48;        // per block, at most: V and M of 64 channels stay in the L2 cache
 constexpr int64_t kReadTiles = 24;    // with fewer in all, a transformed weight is used too little to be worth reading
 constexpr int64_t kPieceVectors = 2;  // per panel then: a piece of its weights stays in the L1 cache
-constexpr int64_t kStepPad = 80;               // floats between the points' parts: they fall into different cache sets
+constexpr int64_t kStepPad = 80;      // floats between the points' parts: they fall into different cache sets
 constexpr int64_t kMostTransformed = 1 << 20;  // floats of U that a call makes beforehand
 constexpr int64_t kMostByBlock = 1 << 22;      // floats of U that every block reads anew
 
@@ -58,11 +59,13 @@ inline WinogradPlan winograd_plan(WinogradShape s, bool packed, int64_t threads)
   return plan;
 }
 
-template <class T>
+template <class Scheme, class T>
 class WinogradRun {
+  static constexpr int64_t kPoints = Scheme::kPoints, kSpectrum = kPoints * kPoints;
+
  public:
   WinogradRun(const WinogradShape& shape, const T* input, const T* weight, const float* packed,
-              const WinogradOutput<T>& output, const Pool& pool)
+              const WinogradOutput<Scheme, T>& output, const Pool& pool)
       : plan_(winograd_plan(shape, packed != nullptr, pool.threads)),
         s_(plan_.shape),
         input_(input),
@@ -79,7 +82,7 @@ class WinogradRun {
   bool run() {
     if (!packed_ && plan_.weights == WinogradWeights::whole) {
       float* u = allocate_floats(pool_, s_.u_size());
-      transform_all_weights(s_, weight_, u, pool_);
+      transform_all_weights<Scheme>(s_, weight_, u, pool_);
       packed_ = u;
     }
     plan_.by_panel ? run_by_panel() : run_by_block();
@@ -110,7 +113,7 @@ class WinogradRun {
       for (int64_t i = begin; i < end && finite_; ++i) {
         const WinogradBlock tiles = block(i), next = block(i + 1 < end ? i + 1 : i);
         TileLines input(next, input_, s_.H, s_.W, s_.depth * sizeof(T), s_.depth * sizeof(T));
-        transform_inputs(s_, tiles, 0, tiles.count, input_, zeros_, own.v, v_step_);
+        transform_inputs<Scheme>(s_, tiles, 0, tiles.count, input_, zeros_, own.v, v_step_);
         for (int64_t panel = 0; panel < s_.panels(); ++panel)
           run_panel(tiles, panel, own, i + 1 < end ? &input : nullptr);
       }
@@ -124,7 +127,8 @@ class WinogradRun {
       for (int64_t i = 0, first = 0; i < plan_.blocks; ++i) {
         const WinogradBlock tiles = block(i);
         const int64_t from = most(begin, first) - first, to = least(end, first + tiles.count) - first;
-        if (from < to) transform_inputs(s_, tiles, from, to, input_, zeros_, all.v + i * kSpectrum * v_step_, v_step_);
+        if (from < to)
+          transform_inputs<Scheme>(s_, tiles, from, to, input_, zeros_, all.v + i * kSpectrum * v_step_, v_step_);
         first += tiles.count;
       }
     });
@@ -146,10 +150,11 @@ class WinogradRun {
     } else if (plan_.weights == WinogradWeights::registers) {
       for (int64_t l = 0; l < s_.depth; l += kFewDepth) multiply_few_tiles(p, l, least(kFewDepth, s_.depth - l));
     } else {
-      for (int64_t i = 0; i < kSpectrum; ++i) {
-        const float* u = s_.u_at(packed_, panel, i);
-        multiply_point(p, i / kPoints, i % kPoints, 0, s_.depth, u, u + s_.depth * width, s_.depth * width);
-      }
+      for (int64_t i = 0; i < kPoints; ++i)
+        for (int64_t j = 0; j < kPoints; ++j) {
+          const float* u = s_.u_at(packed_, panel, Scheme::weight_of(i) * kWeights + Scheme::weight_of(j));
+          multiply_point(p, i, j, 0, s_.depth, u, u + s_.depth * width, s_.depth * width);
+        }
     }
     for (int64_t b = 0; b < tiles.count; ++b)
       if (!output_.write_tile(s_, tiles.tile[b], own.m + b * width, m_step_, panel))
@@ -168,7 +173,7 @@ class WinogradRun {
   // Input channels [l, l + count): their weights are transformed in the L1 cache, a row of the spectrum at a time.
   void multiply_piece(const Panel& p, int64_t l, int64_t count) {
     alignas(64) float gathered[kPieceDepth * kTaps * kPieceVectors * Vec::kWidth];
-    alignas(64) float u[kPoints * kPieceDepth * kPieceVectors * Vec::kWidth];
+    alignas(64) float u[kWeights * kPieceDepth * kPieceVectors * Vec::kWidth];
     const float *taps = gathered, *next = taps;
     if (packed_)
       taps = s_.taps_at(packed_, p.index, l), next = taps + kTaps * count * p.width;
@@ -176,9 +181,10 @@ class WinogradRun {
       gather_taps(s_, weight_, p.index, l, count, gathered);
     const int64_t size = count * p.width, next_size = size * kTaps / kSpectrum;
     for (int64_t i = 0; i < kPoints; ++i) {
-      transform_filter_row(i, taps, count, p.width, u, size);
+      const int64_t row = Scheme::weight_of(i);
+      if (i == row) transform_filter_row<Scheme>(row, taps, count, p.width, u, size);
       for (int64_t j = 0; j < kPoints; ++j, next += next_size)
-        multiply_point(p, i, j, l, count, u + j * size, next, next_size);
+        multiply_point(p, i, j, l, count, u + Scheme::weight_of(j) * size, next, next_size);
     }
   }
 
@@ -189,9 +195,9 @@ class WinogradRun {
     const int64_t group_step = p.tiles.count * Vec::kWidth;
     for (int64_t i = 0; i < kPoints; ++i) {
       const float* v = p.own.v + i * kPoints * v_step_ + l / Vec::kWidth * group_step;
-      const int64_t tiles = p.tiles.last_with(i, 0);
+      const int64_t tiles = p.tiles.last_with(Scheme::has(3, i), true);
       float* m = p.own.m + i * kPoints * m_step_;
-      if (tiles > 0) multiply_few(i, tiles, {taps, count, v, v_step_, group_step, m, m_step_, l == 0});
+      if (tiles > 0) multiply_few<Scheme>(i, tiles, {taps, count, v, v_step_, group_step, m, m_step_, l == 0});
     }
   }
 
@@ -201,11 +207,12 @@ class WinogradRun {
     const int64_t point = i * kPoints + j, group_step = p.tiles.count * Vec::kWidth;
     const float* v = p.own.v + point * v_step_ + l / Vec::kWidth * group_step;
     float* m = p.own.m + point * m_step_;
-    const WinogradRows& rows = p.schedule.at(i, j);
+    const WinogradRows& rows = p.schedule.with(Scheme::has(3, i), Scheme::has(3, j));
     if (rows.parts == 0) return;
     const int64_t step = next_size / (count * rows.parts) * sizeof(float);
     const char* prefetch = reinterpret_cast<const char*>(next);
-    const int64_t calls = kSpectrum * rows.parts * (plan_.weights == WinogradWeights::pieces ? ceil_div(s_.depth, kPieceDepth) : 1);
+    const int64_t calls =
+        kSpectrum * rows.parts * (plan_.weights == WinogradWeights::pieces ? ceil_div(s_.depth, kPieceDepth) : 1);
     const int64_t output_lines = ceil_div(p.output->count(), calls);
     const int64_t input_lines = p.input ? ceil_div(p.input->count(), calls * s_.panels()) : 0;
     for (int64_t part = 0; part < rows.parts; ++part, prefetch += step * count) {
@@ -221,7 +228,7 @@ class WinogradRun {
   const WinogradShape& s_;
   const T *input_, *weight_;
   const float* packed_;
-  const WinogradOutput<T> output_;
+  const WinogradOutput<Scheme, T> output_;
   const Pool& pool_;
   const T* zeros_;
   int64_t block_size_, v_step_, m_step_;
@@ -237,44 +244,57 @@ const float* winograd_bias(const WinogradShape& s, const T* bias, const Pool& po
   return padded;
 }
 
-template <class T>
+template <class Scheme, class T>
 bool winograd_forward(const Conv2dProblem& p, const Conv2dArgs& args, const Pool& pool) {
-  const WinogradShape s = winograd_forward_shape(p);
-  const WinogradOutput<T> output{winograd_bias(s, static_cast<const T*>(args.bias), pool),
-                                 static_cast<const T*>(args.residual), static_cast<T*>(args.y),
-                                 Vec::set(static_cast<float>(p.clamp.lo)), Vec::set(static_cast<float>(p.clamp.hi))};
-  return WinogradRun<T>(s, static_cast<const T*>(args.x), static_cast<const T*>(args.weight), args.packed, output, pool)
+  const WinogradShape s = winograd_forward_shape<Scheme>(p);
+  const WinogradOutput<Scheme, T> output{
+      winograd_bias(s, static_cast<const T*>(args.bias), pool), static_cast<const T*>(args.residual),
+      static_cast<T*>(args.y), Vec::set(static_cast<float>(p.clamp.lo)), Vec::set(static_cast<float>(p.clamp.hi))};
+  return WinogradRun<Scheme, T>(s, static_cast<const T*>(args.x), static_cast<const T*>(args.weight), args.packed,
+                                output, pool)
       .run();
+}
+
+// Whether all of y is finite; otherwise not all of it may be written.
+template <class Scheme>
+bool winograd_forward(const Conv2dProblem& p, const Conv2dArgs& args, const Pool& pool) {
+  return p.dtype == DType::f32 ? winograd_forward<Scheme, float>(p, args, pool)
+                               : winograd_forward<Scheme, Bf16>(p, args, pool);
 }
 
 template <class T>
 bool winograd_dgrad(const Conv2dProblem& p, const Conv2dDgradArgs& args, const Pool& pool) {
   const WinogradShape s = winograd_dgrad_shape(p);
-  const WinogradOutput<T> output{nullptr, nullptr, static_cast<T*>(args.dx), Vec::set(-INFINITY), Vec::set(INFINITY)};
-  return WinogradRun<T>(s, static_cast<const T*>(args.grad), static_cast<const T*>(args.weight), nullptr, output, pool)
+  const WinogradOutput<StrideOne, T> output{nullptr, nullptr, static_cast<T*>(args.dx), Vec::set(-INFINITY),
+                                            Vec::set(INFINITY)};
+  return WinogradRun<StrideOne, T>(s, static_cast<const T*>(args.grad), static_cast<const T*>(args.weight), nullptr,
+                                   output, pool)
       .run();
 }
 
 // Packed are the transformed weights where they are read whole, else the plain taps in panels.
-inline int32_t winograd_layout(const Conv2dProblem& p) {
-  return static_cast<int32_t>(winograd_plan(winograd_forward_shape(p), true, 1).weights);
+template <class Scheme>
+int32_t winograd_layout(const Conv2dProblem& p) {
+  return static_cast<int32_t>(winograd_plan(winograd_forward_shape<Scheme>(p), true, 1).weights);
 }
 
-inline int64_t winograd_packed_size(const Conv2dProblem& p) {
-  const int64_t u_size = winograd_forward_shape(p).u_size();
-  return winograd_layout(p) == 0 ? u_size : u_size / kSpectrum * kTaps;
+template <class Scheme>
+int64_t winograd_packed_size(const Conv2dProblem& p) {
+  const WinogradShape s = winograd_forward_shape<Scheme>(p);
+  return winograd_layout<Scheme>(p) == 0 ? s.u_size() : s.taps_size();
 }
 
-template <class T>
+template <class Scheme, class T>
+void winograd_pack_as(const Conv2dProblem& p, const T* weight, float* packed, const Pool& pool) {
+  const WinogradPlan plan = winograd_plan(winograd_forward_shape<Scheme>(p), true, 1);
+  if (plan.weights == WinogradWeights::whole) return transform_all_weights<Scheme>(plan.shape, weight, packed, pool);
+  pack_taps(plan.shape, weight, packed, pool);
+}
+
+template <class Scheme>
 void winograd_pack(const Conv2dProblem& p, const void* weight, float* packed, const Pool& pool) {
-  const WinogradPlan plan = winograd_plan(winograd_forward_shape(p), true, 1);
-  if (plan.weights == WinogradWeights::whole)
-    return transform_all_weights(plan.shape, static_cast<const T*>(weight), packed, pool);
-  pack_taps(plan.shape, static_cast<const T*>(weight), packed, pool);
-}
-
-inline void winograd_pack(const Conv2dProblem& p, const void* weight, float* packed, const Pool& pool) {
-  p.dtype == DType::f32 ? winograd_pack<float>(p, weight, packed, pool) : winograd_pack<Bf16>(p, weight, packed, pool);
+  p.dtype == DType::f32 ? winograd_pack_as<Scheme>(p, static_cast<const float*>(weight), packed, pool)
+                        : winograd_pack_as<Scheme>(p, static_cast<const Bf16*>(weight), packed, pool);
 }
 
 }  // namespace

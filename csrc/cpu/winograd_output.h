@@ -1,4 +1,4 @@
-// Aᵀ M A: M [36][tile][columns of a panel] to the output, with bias, residual and clamp on the way.
+// Aᵀ M A: M [point][tile][columns of a panel] to the output, with bias, residual and clamp on the way.
 // Needs Vec; local to each including file.
 #pragma once
 #include "convert.h"
@@ -7,8 +7,10 @@
 namespace pyserve {
 namespace {
 
-template <class T>
+template <class Scheme, class T>
 struct WinogradOutput {
+  static constexpr int kPoints = Scheme::kPoints;
+
   const float* bias;  // [vectors · width], or null
   const T* residual;  // or null
   T* y;               // [images][P][Q][columns]
@@ -20,17 +22,17 @@ struct WinogradOutput {
                                                   int64_t m_step, int64_t column) const {
     const int64_t n = s.columns - column, row_step = s.map.Q * s.columns;
     Vec half[kHeight * kPoints], out[kHeight * kWidth], check = Vec::zero();
-#pragma GCC unroll 6
+#pragma GCC unroll 9
     for (int j = 0; j < kPoints; ++j) {
-      if (kWidth == 3 && j == 4) continue;
+      if (!Scheme::has(kWidth, j)) continue;
       Vec points[kPoints];
-#pragma GCC unroll 6
+#pragma GCC unroll 9
       for (int i = 0; i < kPoints; ++i)
-        if (kHeight == 4 || i != 4) points[i] = Vec::load(m + (i * kPoints + j) * m_step);
-      transform_output<kHeight>(points, half + j, kPoints);
+        if (Scheme::has(kHeight, i)) points[i] = Vec::load(m + (i * kPoints + j) * m_step);
+      Scheme::template output<kHeight>(points, half + j, kPoints);
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < kHeight; ++i) transform_output<kWidth>(half + i * kPoints, out + i * kWidth, 1);
+    for (int i = 0; i < kHeight; ++i) Scheme::template output<kWidth>(half + i * kPoints, out + i * kWidth, 1);
 
     const Vec add = bias ? Vec::load(bias + column) : Vec::zero();
     const int64_t first = ((t.n * s.map.P + t.p) * s.map.Q + t.q) * s.columns + column;
@@ -63,7 +65,7 @@ struct WinogradOutput {
     return check;
   }
 
-  // The panel's columns of one tile, `m` [36][width]. Whether all outputs are finite.
+  // The panel's columns of one tile, `m` [point][width]. Whether all outputs are finite.
   bool write_tile(const WinogradShape& s, const WinogradTile& t, const float* m, int64_t m_step, int64_t panel) const {
     Vec check = Vec::zero();
     with_outputs(t, [&](auto height, auto width) {

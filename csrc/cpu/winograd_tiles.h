@@ -2,7 +2,7 @@
 // size come out even (14 = 4 + 4 + 3 + 3: 22 products instead of 24). Where that is impossible the last tile of four
 // reaches over the edge. Tiles are numbered image by image, row by row.
 //
-// F(3) leaves out point 4 of its axis, so a product at point (i, j) concerns only tiles that have that point. Within a
+// Three outputs leave some points out, so a product at point (i, j) concerns only tiles that have that point. Within a
 // block tiles are ordered by class (height × width) 4×3, 4×4, 3×4, 3×3: then those are contiguous for every point.
 // Needs Vec; local to each including file.
 #pragma once
@@ -16,6 +16,7 @@ namespace pyserve {
 namespace {
 
 constexpr int64_t kMostTiles = 64;  // per block
+constexpr int64_t kTaps = 9;
 
 struct WinogradAxis {
   int64_t fours, threes;
@@ -61,9 +62,11 @@ struct WinogradBlock {
     for (int64_t c = 0, sum = 0; c < 4; ++c) end[c] = sum += fill[c], fill[c] = end[c] - fill[c];
     for (int64_t b = 0; b < count; ++b) tile[fill[in_order[b].order()]++] = in_order[b];
   }
-  // The tiles that have point (i, j).
-  int64_t first_with(int64_t, int64_t j) const { return j == 4 ? end[0] : 0; }
-  int64_t last_with(int64_t i, int64_t j) const { return i == 4 ? end[1] : j == 4 ? end[2] : count; }
+  // The tiles that have a point, given whether tiles of three rows, and of three columns, have it.
+  int64_t first_with(bool, bool three_columns) const { return three_columns ? 0 : end[0]; }
+  int64_t last_with(bool three_rows, bool three_columns) const {
+    return !three_rows ? end[1] : !three_columns ? end[2] : count;
+  }
 };
 
 // The same cut into rows of register tiles, of about equal number.
@@ -80,45 +83,47 @@ struct WinogradSchedule {
   WinogradSchedule(const WinogradBlock& block, int64_t most) {
     for (int64_t i = 0; i < 2; ++i)
       for (int64_t j = 0; j < 2; ++j)
-        rows[2 * i + j] = WinogradRows(block.first_with(4 * i, 4 * j), block.last_with(4 * i, 4 * j), most);
+        rows[2 * i + j] = WinogradRows(block.first_with(i != 0, j != 0), block.last_with(i != 0, j != 0), most);
   }
-  const WinogradRows& at(int64_t i, int64_t j) const { return rows[(i == 4 ? 2 : 0) + (j == 4 ? 1 : 0)]; }
+  const WinogradRows& with(bool three_rows, bool three_columns) const { return rows[2 * three_rows + three_columns]; }
 };
 
 constexpr int64_t kMostColumns = Vec::kMostVectors * Vec::kWidth;
 
 struct WinogradShape {
   WinogradMap map;
-  int64_t H, W, pad_h, pad_w;  // of the input
-  int64_t depth, columns;      // input and output channels
-  bool gradient;               // the weights turned and exchanged
-  int64_t panel_vectors;       // output channels go in panels of at most so many vectors
+  int64_t H, W, pad_h, pad_w, stride;  // of the input
+  int64_t depth, columns;              // input and output channels
+  bool gradient;                       // the weights turned and exchanged
+  int64_t panel_vectors;               // output channels go in panels of at most so many vectors
 
   int64_t groups() const { return ceil_div(depth, Vec::kWidth); }
   int64_t vectors() const { return ceil_div(columns, Vec::kWidth); }
   int64_t padded() const { return vectors() * Vec::kWidth; }
   int64_t panels() const { return ceil_div(vectors(), panel_vectors); }
   int64_t first_column(int64_t panel) const { return vectors() * panel / panels() * Vec::kWidth; }
-  int64_t u_size() const { return kSpectrum * depth * padded(); }
+  int64_t u_size() const { return kWeights * kWeights * depth * padded(); }
+  int64_t taps_size() const { return kTaps * depth * padded(); }
   // In the transformed weights, and in the taps packed as they are.
   template <class T>
-  T* u_at(T* u, int64_t panel, int64_t point) const {
+  T* u_at(T* u, int64_t panel, int64_t weight) const {
     const int64_t first = first_column(panel);
-    return u + depth * (kSpectrum * first + point * (first_column(panel + 1) - first));
+    return u + depth * (kWeights * kWeights * first + weight * (first_column(panel + 1) - first));
   }
   template <class T>
   T* taps_at(T* taps, int64_t panel, int64_t channel) const {
     const int64_t first = first_column(panel);
-    return taps + 9 * (depth * first + channel * (first_column(panel + 1) - first));
+    return taps + kTaps * (depth * first + channel * (first_column(panel + 1) - first));
   }
 };
 
-inline WinogradShape winograd_forward_shape(const Conv2dProblem& p) {
-  return {{p.N, p.P, p.Q}, p.H, p.W, p.pad_h, p.pad_w, p.C, p.K, false, Vec::kMostVectors};
+template <class Scheme>
+WinogradShape winograd_forward_shape(const Conv2dProblem& p) {
+  return {{p.N, p.P, p.Q}, p.H, p.W, p.pad_h, p.pad_w, Scheme::kStride, p.C, p.K, false, Vec::kMostVectors};
 }
 
 inline WinogradShape winograd_dgrad_shape(const Conv2dProblem& p) {
-  return {{p.N, p.H, p.W}, p.P, p.Q, 2 - p.pad_h, 2 - p.pad_w, p.K, p.C, true, Vec::kMostVectors};
+  return {{p.N, p.H, p.W}, p.P, p.Q, 2 - p.pad_h, 2 - p.pad_w, 1, p.K, p.C, true, Vec::kMostVectors};
 }
 
 template <int kValue>

@@ -1,6 +1,6 @@
 // G W Gᵀ: filters [columns][3][3][depth] (or, for the input gradient, [depth][3][3][columns] turned by 180°) to
-// U [panel][36][depth][columns of the panel]; and their plain taps packed to [panel][depth][9][columns of the panel].
-// Needs Vec; local to each including file.
+// U [panel][6 × 6][depth][columns of the panel]; and their plain taps packed to [panel][depth][9][columns of the
+// panel]. Needs Vec; local to each including file.
 #pragma once
 #include "convert.h"
 #include "winograd_tiles.h"
@@ -9,7 +9,6 @@ namespace pyserve {
 namespace {
 
 constexpr int64_t kPieceDepth = 16;  // input channels whose weights are transformed at a time
-constexpr int64_t kTaps = 9;
 
 // One vector of output channels from `column` on, for input channels [l, l + count): taps[i][9].
 template <class T>
@@ -33,35 +32,27 @@ void load_taps(const WinogradShape& s, const T* weight, int64_t l, int64_t count
   }
 }
 
-// Row kRow of the spectrum, u[6][l][width], of filters taps[l][9][width] for `count` input channels.
-template <int kRow>
-void transform_filter_row(const float* taps, int64_t count, int64_t width, float* u, int64_t u_step) {
+template <class Scheme, int kWeight = 0>
+__attribute__((always_inline)) inline void store_weights(const Vec* half, float* u, int64_t u_step) {
+  Scheme::template weight<kWeight>(half[0], half[1], half[2]).store(u + kWeight * u_step);
+  if constexpr (kWeight + 1 < kWeights) store_weights<Scheme, kWeight + 1>(half, u, u_step);
+}
+
+// A row of the transformed weights, u[6][l][width], of filters taps[l][9][width] for `count` input channels.
+template <class Scheme, int kRow = 0>
+void transform_filter_row(int64_t row, const float* taps, int64_t count, int64_t width, float* u, int64_t u_step) {
+  if constexpr (kRow + 1 < kWeights)
+    if (row != kRow) return transform_filter_row<Scheme, kRow + 1>(row, taps, count, width, u, u_step);
   for (int64_t l = 0; l < count; ++l, taps += kTaps * width, u += width)
     for (int64_t column = 0; column < width; column += Vec::kWidth) {
       const float* w = taps + column;
       Vec half[3];
 #pragma GCC unroll 3
       for (int64_t s = 0; s < 3; ++s)
-        half[s] = transform_weights<kRow>(Vec::load(w + s * width), Vec::load(w + (3 + s) * width),
-                                          Vec::load(w + (6 + s) * width));
-      float* to = u + column;
-      transform_weights<0>(half[0], half[1], half[2]).store(to);
-      transform_weights<1>(half[0], half[1], half[2]).store(to + u_step);
-      transform_weights<2>(half[0], half[1], half[2]).store(to + 2 * u_step);
-      transform_weights<3>(half[0], half[1], half[2]).store(to + 3 * u_step);
-      transform_weights<4>(half[0], half[1], half[2]).store(to + 4 * u_step);
-      transform_weights<5>(half[0], half[1], half[2]).store(to + 5 * u_step);
+        half[s] = Scheme::template weight<kRow>(Vec::load(w + s * width), Vec::load(w + (3 + s) * width),
+                                                Vec::load(w + (6 + s) * width));
+      store_weights<Scheme>(half, u + column, u_step);
     }
-}
-
-inline void transform_filter_row(int64_t row, const float* taps, int64_t count, int64_t width, float* u,
-                                 int64_t u_step) {
-  if (row == 0) return transform_filter_row<0>(taps, count, width, u, u_step);
-  if (row == 1) return transform_filter_row<1>(taps, count, width, u, u_step);
-  if (row == 2) return transform_filter_row<2>(taps, count, width, u, u_step);
-  if (row == 3) return transform_filter_row<3>(taps, count, width, u, u_step);
-  if (row == 4) return transform_filter_row<4>(taps, count, width, u, u_step);
-  transform_filter_row<5>(taps, count, width, u, u_step);
 }
 
 // The panel's taps[l][9][width] for input channels [first, first + count).
@@ -98,14 +89,14 @@ void pack_taps(const WinogradShape& s, const T* weight, float* packed, const Poo
   });
 }
 
-template <class T>
+template <class Scheme, class T>
 void transform_all_weights(const WinogradShape& s, const T* weight, float* u, const Pool& pool) {
   for_each_piece(s, pool, [&](int64_t panel, int64_t first, int64_t count) {
     alignas(64) float taps[kPieceDepth * kTaps * kMostColumns];
     gather_taps(s, weight, panel, first, count, taps);
     const int64_t width = s.first_column(panel + 1) - s.first_column(panel), u_step = s.depth * width;
-    for (int64_t row = 0; row < kPoints; ++row)
-      transform_filter_row(row, taps, count, width, s.u_at(u, panel, row * kPoints) + first * width, u_step);
+    for (int64_t row = 0; row < kWeights; ++row)
+      transform_filter_row<Scheme>(row, taps, count, width, s.u_at(u, panel, row * kWeights) + first * width, u_step);
   });
 }
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tests.kernels.cases import Case
 
+WINOGRAD = ("winograd", "polyphase")  # algorithms whose transforms round
 BOUNDS = {"none": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 _SUM_EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-23, torch.float64: 2.0**-52}
 _STORE_EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float64: 2.0**-52}
@@ -106,11 +107,11 @@ def conv2d(x: Tensor, weight: Tensor, case: Case) -> Tensor:
     return F.conv2d(x, weight, None, *_numbers(case))
 
 
-def onednn(x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
-    """oneDNN's channels-last convolution with stride 1; PyTorch by itself has another kernel where it is small."""
+def onednn(x: Tensor, weight: Tensor, padding: tuple[int, int], stride: tuple[int, int] = (1, 1)) -> Tensor:
+    """oneDNN's channels-last convolution; PyTorch by itself has another kernel where it is small."""
     x, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, weight))
     y: Tensor = torch.ops.mkldnn._convolution_pointwise(
-        x, weight, None, padding, [1, 1], [1, 1], 1, "none", [], None
+        x, weight, None, padding, stride, [1, 1], 1, "none", [], None
     )
     return y
 

@@ -34,8 +34,8 @@ def test_forward(variant: VariantInfo, case: Case, use_variant: Use, calls: Call
         assert calls(variant.name) == before + 1, f"{variant.name} did not run"
         added = t.bias.view(1, -1, 1, 1) + t.residual
         expected = reference.expected_forward(t, activation)
-        if variant.algorithm == "winograd" and dtype is torch.float32:
-            own = reference.onednn(t.x, t.weight, case.padding)
+        if variant.algorithm in reference.WINOGRAD and dtype is torch.float32:
+            own = reference.onednn(t.x, t.weight, case.padding, case.stride)
             expected.check_norm(y, reference.clamp(own + added, activation))
         else:
             own = reference.conv2d(t.x, t.weight, case)
@@ -58,7 +58,7 @@ def test_gradient_of_x(variant: VariantInfo, case: Case, use_variant: Use, calls
         dx = backward(t, None, NO_ACTIVATION, [True, False, False, False])[0]
         assert calls(variant.name) == before + 1, f"{variant.name} did not run"
         expected = reference.expected_backward(t, t.grad, "none")[0]
-        if variant.algorithm == "winograd" and dtype is torch.float32:
+        if variant.algorithm in reference.WINOGRAD and dtype is torch.float32:
             expected.check_norm(dx, reference.onednn_gradient(t.grad, t.weight, case.padding))
         else:
             expected.check(dx, reference.gradients(t.grad, t.x, t.weight, case)[0])

@@ -14,19 +14,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyserve.kernels import VariantInfo, conv2d
+from tests.kernels.reference import WINOGRAD
 from tests.kernels.support import variants
 
 Use = Callable[[VariantInfo], None]
 Calls = Callable[[str], int]
 
-FORWARD = [variant for variant in variants("conv2d") if variant.algorithm == "winograd"]
-DGRAD = [variant for variant in variants("conv2d_dgrad") if variant.algorithm == "winograd"]
+FORWARD = [variant for variant in variants("conv2d") if variant.algorithm in WINOGRAD]
+DGRAD = [variant for variant in variants("conv2d_dgrad") if variant.algorithm in WINOGRAD]
 each_forward = pytest.mark.parametrize("variant", FORWARD, ids=lambda variant: variant.name)
 
 
 def direct_of(variant: VariantInfo) -> VariantInfo:
-    name = variant.name.replace("winograd", "direct")
+    name = variant.name.replace(variant.algorithm, "direct")
     return next(other for other in variants(variant.op) if other.name == name)
+
+
+def stride(variant: VariantInfo) -> int:
+    return 2 if variant.algorithm == "polyphase" else 1
 
 
 def inputs() -> tuple[Tensor, Tensor]:
@@ -45,10 +50,10 @@ def test_nan_and_infinity_stay_where_they_belong(
     x, weight = inputs()
     x[1, 5, 4, 3] = value
     before = calls(direct)
-    y = conv2d(x, weight, padding=1, activation=activation)  # type: ignore[arg-type]
+    y = conv2d(x, weight, None, stride(variant), 1, activation=activation)  # type: ignore[arg-type]
     assert calls(direct) == before + 1
     bounds = {"none": (None, None), "relu": (0, None), "relu6": (0, 6)}[activation]
-    expected = F.conv2d(x, weight, padding=1)
+    expected = F.conv2d(x, weight, None, stride(variant), 1)
     if bounds != (None, None):
         expected = expected.clamp(*bounds)
     torch.testing.assert_close(y, expected, equal_nan=True, atol=1e-4, rtol=1e-4)
@@ -59,7 +64,7 @@ def test_nan_in_the_weights(variant: VariantInfo, use_variant: Use) -> None:
     use_variant(variant)
     x, weight = inputs()
     weight[7, 3, 1, 1] = math.nan
-    y = conv2d(x, weight, padding=1)
+    y = conv2d(x, weight, None, stride(variant), 1)
     assert bool(y[:, 7].isnan().all())
     assert not bool(y[:, torch.arange(20) != 7].isnan().any())
 
@@ -70,12 +75,12 @@ def test_infinity_in_the_residual_is_not_winograds_business(
 ) -> None:
     use_variant(variant)
     x, weight = inputs()
-    residual = torch.zeros(2, 20, 11, 9)
-    residual[0, 3, 5, 5] = math.inf
+    residual = torch.zeros_like(F.conv2d(x, weight, None, stride(variant), 1))
+    residual[0, 3, 5, 4] = math.inf
     before = calls(direct_of(variant).name)
-    y = conv2d(x, weight, padding=1, residual=residual)
+    y = conv2d(x, weight, None, stride(variant), 1, residual=residual)
     assert calls(direct_of(variant).name) == before
-    assert float(y[0, 3, 5, 5]) == math.inf
+    assert float(y[0, 3, 5, 4]) == math.inf
     assert int(y.isinf().sum()) == 1
 
 
@@ -86,9 +91,9 @@ def test_extreme_scales(variant: VariantInfo, scale: float, use_variant: Use) ->
     x, weight = inputs()
     x *= scale
     use_variant(direct_of(variant))
-    direct = conv2d(x, weight, padding=1)
+    direct = conv2d(x, weight, None, stride(variant), 1)
     use_variant(variant)
-    y = conv2d(x, weight, padding=1)
+    y = conv2d(x, weight, None, stride(variant), 1)
     finite = direct.isfinite()
     assert float(finite.float().mean()) > 0.9
     error = (y.double() - direct.double())[finite].norm() / direct.double()[finite].norm()
@@ -124,7 +129,7 @@ def test_the_output_does_not_depend_on_the_number_of_threads(
         outputs = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            outputs.append(conv2d(x, weight, padding=1))
+            outputs.append(conv2d(x, weight, None, stride(variant), 1))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(outputs[0], outputs[1])
