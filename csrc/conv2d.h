@@ -53,6 +53,9 @@ struct Conv2dArgs {
   const void* bias;
   const void* residual;
   void* y;
+  const float* packed = nullptr;  // the weights as this variant's Packing lays them out, or null
+
+  PYSERVE_INLINE Conv2dArgs without_packed() const { return {x, weight, bias, residual, y, nullptr}; }
 };
 
 // dx = the gradient of x, from `grad` [N][P][Q][K] that the activation's mask has been applied to.

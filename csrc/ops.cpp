@@ -25,4 +25,8 @@ STABLE_TORCH_LIBRARY(pyserve, m) {
   m.def(
       "batch_norm_relu_backward(Tensor grad, Tensor? y, Tensor x, Tensor weight, Tensor mean, Tensor inv_std, bool "
       "training, float lo, float hi, bool residual_wanted) -> (Tensor, Tensor, Tensor, Tensor)");
+  // The weights of a float32 or bfloat16 convolution of x as its variant for these sizes wants them; [0]: as they are.
+  m.def("conv2d_pack(Tensor weight, int[4] x, int[2] stride, int[2] padding, int[2] dilation, int groups) -> Tensor");
+  // Layers in one call: see csrc/chain.h.
+  m.def("run_chain(Tensor[] inputs, Tensor[] constants, Tensor program) -> Tensor[]");
 }

@@ -228,10 +228,36 @@ Choice<op> choose_cpu(const ProblemOf<op>& problem) {
   return choice;
 }
 
+template <Op op>
+Kernel<op> kernel_of(Variant variant) {
+#define ROW(row_op, algorithm, row_isa, covers)                                              \
+  if constexpr (Op::row_op == op) {                                                          \
+    if (variant == Variant::row_op##_##algorithm##_##row_isa && Isa::row_isa <= isa_found()) \
+      return row_op##_##algorithm##_##row_isa;                                               \
+  }
+  PYSERVE_CPU_VARIANTS(ROW)
+#undef ROW
+  throw std::invalid_argument("kernel_of: variant " + std::to_string(static_cast<int32_t>(variant)) +
+                              " is no kernel of this operator that this machine can run");
+}
+
+template Kernel<Op::conv2d> kernel_of<Op::conv2d>(Variant);
+
+const Packing* packing_of(Variant variant) {
+#define ROW(op, algorithm, isa) \
+  if (variant == Variant::op##_##algorithm##_##isa) return &op##_##algorithm##_##isa##_packing;
+  PYSERVE_PACKED_VARIANTS(ROW)
+#undef ROW
+  return nullptr;
+}
+
 template Choice<Op::conv2d> choose_cpu<Op::conv2d>(const Conv2dProblem&);
 template Choice<Op::conv2d_dgrad> choose_cpu<Op::conv2d_dgrad>(const Conv2dProblem&);
 template Choice<Op::conv2d_wgrad> choose_cpu<Op::conv2d_wgrad>(const Conv2dProblem&);
 template Choice<Op::bias_relu> choose_cpu<Op::bias_relu>(const BiasReluProblem&);
+template Choice<Op::max_pool2d> choose_cpu<Op::max_pool2d>(const PoolingProblem&);
+template Choice<Op::average_pool2d> choose_cpu<Op::average_pool2d>(const PoolingProblem&);
+template Choice<Op::linear> choose_cpu<Op::linear>(const LinearProblem&);
 template Choice<Op::bias_relu_backward> choose_cpu<Op::bias_relu_backward>(const BiasReluProblem&);
 
 }  // namespace pyserve

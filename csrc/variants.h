@@ -7,7 +7,9 @@
 #include "batch_norm_relu.h"
 #include "bias_relu.h"
 #include "conv2d.h"
+#include "linear.h"
 #include "parallel.h"
+#include "pooling.h"
 
 namespace pyserve {
 
@@ -18,6 +20,9 @@ enum class Op : int32_t {
   conv2d_wgrad,
   bias_relu,
   bias_relu_backward,
+  max_pool2d,
+  average_pool2d,
+  linear,
   batch_norm_relu,
   batch_norm_relu_backward
 };
@@ -30,8 +35,24 @@ PYSERVE_INLINE bool covers_floats(const BiasReluProblem& p) { return covers_any(
 PYSERVE_INLINE bool covers_floats(const Conv2dProblem& p) {
   return covers_any(p) && p.dtype != DType::f64 && p.R <= 64 && p.S <= 64;
 }
+PYSERVE_INLINE bool covers_any(const PoolingProblem& p) { return p.dtype != DType::f16; }
+PYSERVE_INLINE bool covers_any(const LinearProblem& p) { return p.dtype != DType::f16; }
+PYSERVE_INLINE bool covers_floats(const PoolingProblem& p) { return covers_any(p) && p.dtype != DType::f64; }
+PYSERVE_INLINE bool covers_floats(const LinearProblem& p) { return covers_any(p) && p.dtype != DType::f64; }
 PYSERVE_INLINE bool covers_depthwise(const Conv2dProblem& p) {
   return covers_floats(p) && p.depthwise() && p.R * p.S <= 64;
+}
+// Sums over fewer channels than this are so exact when done directly that Winograd's rounding would show.
+constexpr int64_t kLeastWinogradChannels = 16;
+PYSERVE_INLINE bool covers_3x3(const Conv2dProblem& p, int64_t stride) {
+  const bool plain = p.groups == 1 && p.R == 3 && p.S == 3 && p.stride_h == stride && p.stride_w == stride &&
+                     p.dilation_h == 1 && p.dilation_w == 1 && p.pad_h <= 2 && p.pad_w <= 2;
+  return plain && covers_floats(p) && p.C >= kLeastWinogradChannels;
+}
+PYSERVE_INLINE bool covers_winograd(const Conv2dProblem& p) { return covers_3x3(p, 1); }
+PYSERVE_INLINE bool covers_polyphase(const Conv2dProblem& p) { return covers_3x3(p, 2); }
+PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
+  return covers_winograd(p) && p.K >= kLeastWinogradChannels;
 }
 
 // What a CUDA kernel takes: every element type, and coordinates along one axis, padding included, are 32-bit there.
@@ -57,31 +78,46 @@ PYSERVE_INLINE bool covers_mma(const Conv2dProblem& p) {
 }
 
 // ROW(operator, algorithm, ISA, covers): the kernel is `<operator>_<algorithm>_<ISA>` and lives in
-// cpu/<conv2d or bias_relu>_<algorithm>_<ISA>.cpp.
-#define PYSERVE_PLAIN_VARIANTS(ROW)             \
-  ROW(conv2d, direct, scalar, covers_any)       \
-  ROW(conv2d_dgrad, direct, scalar, covers_any) \
-  ROW(conv2d_wgrad, direct, scalar, covers_any) \
-  ROW(bias_relu, pointwise, scalar, covers_any) \
-  ROW(bias_relu_backward, pointwise, scalar, covers_any)
+// cpu/<conv2d, bias_relu, pooling or linear>_<algorithm>_<ISA>.cpp.
+#define PYSERVE_PLAIN_VARIANTS(ROW)                      \
+  ROW(conv2d, direct, scalar, covers_any)                \
+  ROW(conv2d_dgrad, direct, scalar, covers_any)          \
+  ROW(conv2d_wgrad, direct, scalar, covers_any)          \
+  ROW(bias_relu, pointwise, scalar, covers_any)          \
+  ROW(bias_relu_backward, pointwise, scalar, covers_any) \
+  ROW(max_pool2d, direct, scalar, covers_any)            \
+  ROW(average_pool2d, direct, scalar, covers_any)        \
+  ROW(linear, rows, scalar, covers_any)
 
-#define PYSERVE_X86_VARIANTS(ROW)                           \
-  ROW(conv2d, depthwise, avx512, covers_depthwise)          \
-  ROW(conv2d, direct, avx512, covers_floats)                \
-  ROW(conv2d_dgrad, depthwise, avx512, covers_depthwise)    \
-  ROW(conv2d_dgrad, direct, avx512, covers_floats)          \
-  ROW(conv2d_wgrad, depthwise, avx512, covers_depthwise)    \
-  ROW(conv2d_wgrad, direct, avx512, covers_floats)          \
-  ROW(bias_relu, pointwise, avx512, covers_floats)          \
-  ROW(bias_relu_backward, pointwise, avx512, covers_floats) \
-  ROW(conv2d, depthwise, avx2, covers_depthwise)            \
-  ROW(conv2d, direct, avx2, covers_floats)                  \
-  ROW(conv2d_dgrad, depthwise, avx2, covers_depthwise)      \
-  ROW(conv2d_dgrad, direct, avx2, covers_floats)            \
-  ROW(conv2d_wgrad, depthwise, avx2, covers_depthwise)      \
-  ROW(conv2d_wgrad, direct, avx2, covers_floats)            \
-  ROW(bias_relu, pointwise, avx2, covers_floats)            \
-  ROW(bias_relu_backward, pointwise, avx2, covers_floats)
+#define PYSERVE_X86_VARIANTS(ROW)                            \
+  ROW(conv2d, depthwise, avx512, covers_depthwise)           \
+  ROW(conv2d, winograd, avx512, covers_winograd)             \
+  ROW(conv2d, polyphase, avx512, covers_polyphase)           \
+  ROW(conv2d, direct, avx512, covers_floats)                 \
+  ROW(conv2d_dgrad, depthwise, avx512, covers_depthwise)     \
+  ROW(conv2d_dgrad, winograd, avx512, covers_winograd_dgrad) \
+  ROW(conv2d_dgrad, direct, avx512, covers_floats)           \
+  ROW(conv2d_wgrad, depthwise, avx512, covers_depthwise)     \
+  ROW(conv2d_wgrad, direct, avx512, covers_floats)           \
+  ROW(bias_relu, pointwise, avx512, covers_floats)           \
+  ROW(bias_relu_backward, pointwise, avx512, covers_floats)  \
+  ROW(max_pool2d, direct, avx512, covers_floats)             \
+  ROW(average_pool2d, direct, avx512, covers_floats)         \
+  ROW(linear, rows, avx512, covers_floats)                   \
+  ROW(conv2d, depthwise, avx2, covers_depthwise)             \
+  ROW(conv2d, winograd, avx2, covers_winograd)               \
+  ROW(conv2d, polyphase, avx2, covers_polyphase)             \
+  ROW(conv2d, direct, avx2, covers_floats)                   \
+  ROW(conv2d_dgrad, depthwise, avx2, covers_depthwise)       \
+  ROW(conv2d_dgrad, winograd, avx2, covers_winograd_dgrad)   \
+  ROW(conv2d_dgrad, direct, avx2, covers_floats)             \
+  ROW(conv2d_wgrad, depthwise, avx2, covers_depthwise)       \
+  ROW(conv2d_wgrad, direct, avx2, covers_floats)             \
+  ROW(bias_relu, pointwise, avx2, covers_floats)             \
+  ROW(bias_relu_backward, pointwise, avx2, covers_floats)    \
+  ROW(max_pool2d, direct, avx2, covers_floats)               \
+  ROW(average_pool2d, direct, avx2, covers_floats)           \
+  ROW(linear, rows, avx2, covers_floats)
 
 #if defined(__x86_64__)
 #define PYSERVE_CPU_VARIANTS(ROW) PYSERVE_X86_VARIANTS(ROW) PYSERVE_PLAIN_VARIANTS(ROW)
@@ -116,6 +152,17 @@ enum class Variant : int32_t {
           count
 };
 
+// How a forward kernel wants its weights laid out beforehand, as floats. Two problems that differ in N, H or W alone
+// and have the same layout can share the packed weights.
+struct Packing {
+  int32_t (*layout)(const Conv2dProblem&);
+  int64_t (*size)(const Conv2dProblem&);  // in floats
+  void (*pack)(const Conv2dProblem&, const void* weight, float* packed, const Pool&);
+};
+
+// A kernel that leaves a problem to another one counts that one's call.
+void count_call(Variant variant);
+
 // Operator → its problem and its arguments.
 template <Op>
 struct OpTypes;
@@ -145,6 +192,21 @@ struct OpTypes<Op::bias_relu_backward> {
   using Args = BiasReluBackwardArgs;
 };
 template <>
+struct OpTypes<Op::max_pool2d> {
+  using Problem = PoolingProblem;
+  using Args = PoolingArgs;
+};
+template <>
+struct OpTypes<Op::average_pool2d> {
+  using Problem = PoolingProblem;
+  using Args = PoolingArgs;
+};
+template <>
+struct OpTypes<Op::linear> {
+  using Problem = LinearProblem;
+  using Args = LinearArgs;
+};
+template <>
 struct OpTypes<Op::batch_norm_relu> {
   using Problem = BatchNormProblem;
   using Args = BatchNormReluArgs;
@@ -162,6 +224,24 @@ using ArgsOf = typename OpTypes<op>::Args;
 #define ROW(op, algorithm, isa, covers) \
   void op##_##algorithm##_##isa(const ProblemOf<Op::op>&, const ArgsOf<Op::op>&, const Pool&);
 PYSERVE_CPU_VARIANTS(ROW)
+#undef ROW
+
+// Of the forward variants that have one.
+#if defined(__x86_64__)
+#define PYSERVE_PACKED_VARIANTS(ROW) \
+  ROW(conv2d, winograd, avx512)      \
+  ROW(conv2d, polyphase, avx512)     \
+  ROW(conv2d, depthwise, avx512)     \
+  ROW(conv2d, direct, avx512)        \
+  ROW(conv2d, winograd, avx2)        \
+  ROW(conv2d, polyphase, avx2)       \
+  ROW(conv2d, depthwise, avx2)       \
+  ROW(conv2d, direct, avx2)
+#else
+#define PYSERVE_PACKED_VARIANTS(ROW)
+#endif
+#define ROW(op, algorithm, isa) extern const Packing op##_##algorithm##_##isa##_packing;
+PYSERVE_PACKED_VARIANTS(ROW)
 #undef ROW
 
 }  // namespace pyserve

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pyserve.kernels import _extension as _extension  # loads the operators; ImportError says how to build them
 from pyserve.kernels.batch_norm import batch_norm_relu
 from pyserve.kernels.fuse import FusedModel, fuse
-from pyserve.kernels.info import KernelInfo, VariantInfo, info
+from pyserve.kernels.info import KernelInfo, VariantInfo, WorkspaceInfo, info, release_workspace
 from pyserve.kernels.layers import AddReLU, Conv2d, ConvBNReLU
 from pyserve.kernels.ops import Activation, bias_relu, conv2d
 
@@ -20,9 +20,11 @@ __all__ = [
     "FusedModel",
     "KernelInfo",
     "VariantInfo",
+    "WorkspaceInfo",
     "batch_norm_relu",
     "bias_relu",
     "conv2d",
     "fuse",
     "info",
+    "release_workspace",
 ]

@@ -44,7 +44,9 @@ def _poisoned_memory() -> Iterator[None]:
     """Fresh memory, outputs and scratch alike, starts as NaN: what a kernel leaves unwritten shows."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+    C.poison_workspace(True)
     yield
+    C.poison_workspace(False)
     torch.use_deterministic_algorithms(False)
 
 
