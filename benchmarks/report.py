@@ -45,7 +45,9 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit measured; "+" marks a tree with changes that are not committed."""
+    """The commit measured; "+" marks a tree with changes that are not committed, "?" one without a history."""
+    if not (ROOT / ".git").exists():
+        return "?"
     head = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -61,6 +63,7 @@ def write(
     rows: Sequence[dict[str, Any]],
     summary: str,
     packages: Sequence[str],
+    gpu: dict[str, Any] | None = None,
     *,
     details: dict[str, Any] | None = None,
 ) -> None:
@@ -72,6 +75,7 @@ def write(
         rows: one flat dictionary a case.
         summary: one sentence.
         packages: whose versions matter here.
+        gpu: what is to be told of the GPU.
         details: further entries of the file, such as curves.
     """
     if path is None:
@@ -79,7 +83,7 @@ def write(
     result = {
         "benchmark": benchmark,
         "commit": commit(),
-        "machine": machine(),
+        "machine": machine() | (gpu or {}),
         "versions": versions(*packages),
         "rows": list(rows),
         "summary": summary,

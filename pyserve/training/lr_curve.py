@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def fall_of(losses: Sequence[float], settled: int) -> Fall:
     width = min(_WINDOW, len(losses))
     means = [statistics.fmean(losses[i : i + width]) for i in range(len(losses) - width + 1)]
     end = min(range(len(means)), key=means.__getitem__) + width
-    steps = [abs(b - a) for a, b in zip(losses[: end - 1], losses[1:end], strict=True)]
+    steps = [abs(b - a) for a, b in itertools.pairwise(losses[:end])]
     return Fall(
         begin=statistics.fmean(losses[: max(settled, 1)]),
         lowest=min(means),
