@@ -19,14 +19,17 @@ import itertools
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 import report
 from lr_cases import CASES, Case
+from pyserve.insight.figures.style import BLUE, INK, MUTED, ORANGE, VERMILION, figure, new_figure
 from pyserve.spec import DEFAULT_RULE
 from pyserve.training.callbacks import CurvePoint
 from pyserve.training.lr_finder import suggest_all
@@ -188,6 +191,33 @@ def summary_of(rows: list[dict[str, Any]]) -> str:
     return " ".join(told)
 
 
+@figure("lr_advice")
+def advice(measured: Measurements, cases: Sequence[Case]) -> Figure:
+    """Case by case how far each rate's final loss lies above the best, and where the rules point."""
+    rows = -(-len(cases) // 2)
+    built = new_figure(2.5 * rows)
+    grid = built.subplots(rows, 2, squeeze=False)
+    for axes, case in zip(grid.flat, cases, strict=False):
+        for schedule, colour in zip(SCHEDULE_NAMES, (BLUE, ORANGE), strict=True):
+            losses = measured.losses(case, schedule)
+            best = min(losses.values())
+            shown = {rate: min(100 * (loss / best - 1), 99) for rate, loss in losses.items()}
+            axes.plot(list(shown), list(shown.values()), "o-", color=colour, markersize=3, label=schedule)
+        for place, (rule, found) in enumerate(suggest_all(measured.curves(case)).items()):
+            if found.learning_rate is not None:
+                bold = rule == DEFAULT_RULE
+                axes.axvline(found.learning_rate, color=VERMILION if bold else MUTED, linewidth=2 if bold else 1)
+                axes.text(found.learning_rate, 58 - 7 * place, f" {rule}", fontsize=8, color=INK)
+        axes.set(xscale="log", ylim=(0, 65), title=case.name)
+        axes.title.set_fontsize(10)
+    for axes in list(grid.flat)[len(cases) :]:
+        axes.set_visible(False)
+    grid[0, 0].legend(loc="upper left", fontsize=8)
+    built.supxlabel("learning rate (highest)")
+    built.supylabel("final loss above the best, %")
+    return built
+
+
 def main() -> None:
     """Measure and tell."""
     parser = report.arguments(__doc__ or "")
@@ -196,10 +226,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     measured = Measurements(options.json, interpolate=options.interpolate)
+    cases = [case for case in CASES if not options.case or any(part in case.name for part in options.case)]
     rows = []
-    for case in CASES:
-        if options.case and not any(part in case.name for part in options.case):
-            continue
+    for case in cases:
         measured.curves(case)
         for schedule in SCHEDULE_NAMES:
             if not options.interpolate:
@@ -210,6 +239,9 @@ def main() -> None:
     report.write(
         options.json, "lr_advice", rows, summary_of(rows), ["torch"], details={"measurements": measured.cases}
     )
+    if options.json:
+        for file in advice(measured, cases):
+            options.json.with_name(file.name).write_bytes(file.data)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from pyserve.training.ema import WeightAverage
 from pyserve.training.evaluation import evaluate
 from pyserve.training.graphed import GraphedBackward
 from pyserve.training.loss_watch import not_finite
-from pyserve.training.losses import LossReader, NotFinite
+from pyserve.training.losses import LossReader
 from pyserve.training.network import Network
 from pyserve.training.optim import export_state, import_state, learning_rates, set_rates
 from pyserve.training.phases import Phase, phase_of
@@ -98,13 +98,12 @@ class Learner:
         self._stage_of, self._find_rate = stage_of, find_rate
         self.device = next(network.model.parameters()).device
         self.total_epochs = sum(phase.epochs for phase in phases)
-        self.state = LearnerState()
         self.best_weights: dict[str, torch.Tensor] = {}
         self.average = WeightAverage(network.model, config.ema_decay) if config.ema_decay else None
-        self._losses = LossReader(self.state, callbacks, config.suggested_lr, self.device)
+        self._begin_at(LearnerState())
         self._running: _Running | None = None
         self._restored: Checkpoint | None = None
-        self._clock = time.monotonic()
+        self._clock, self._overrun_told = time.monotonic(), False
 
     @property
     def finished(self) -> bool:
@@ -133,9 +132,6 @@ class Learner:
             except Stopped as stop:
                 self._save_what_is_good()
                 return STOPPED_STATUS[stop.kind]
-            except NotFinite as fault:
-                what = f"training loss became {fault.loss}"
-                raise self._diverged(what, fault.info.step, fault.info.learning_rates[-1]) from None
         self.network.model.load_state_dict(self.best_weights)
         return "done"
 
@@ -149,14 +145,17 @@ class Learner:
         checkpoint = self.saver.load()
         if checkpoint is None:
             return False
-        self.state = LearnerState.from_json(checkpoint.state["learner"])
-        self._losses = LossReader(self.state, self.callbacks, self.config.suggested_lr, self.device)
+        self._begin_at(LearnerState.from_json(checkpoint.state["learner"]))
         self.network.model.load_state_dict(select(checkpoint.tensors, "model."))
         self.best_weights = select(checkpoint.tensors, "best.")
         if self.average:
             self.average.load(select(checkpoint.tensors, "average."), checkpoint.state["average_updates"])
         self.saver.kept_step, self._restored = self.state.step, checkpoint
         return True
+
+    def _begin_at(self, state: LearnerState) -> None:
+        self.state = state
+        self._losses = LossReader(state, self.callbacks, self.config.suggested_lr, self.device, self._diverged)
 
     # ------------------------------------------------------------ phases
 
@@ -287,10 +286,11 @@ class Learner:
 
     def _tell_overrun(self, epoch_s: float) -> None:
         budget, left = self.config.time_budget_s, self.total_epochs - self.state.epoch
-        if budget is None or self.state.stopped_early:
+        if budget is None or self.state.stopped_early or self._overrun_told or not left:
             return
         expected = self.state.elapsed_s + left * epoch_s
         if expected > _OVERRUN * budget:
+            self._overrun_told = True
             self.callbacks.on_warning(
                 "over_budget",
                 f"{left} more epochs of {epoch_s:.0f} s will take the training to {expected / 60:.1f} minutes, "
