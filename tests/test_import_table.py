@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "spec": set(),
     "_torchvision": set(),
     "v1": set(),
+    "open_inference": set(),
     "kernels": set(),
     "data": {"kernels", "_torchvision"},
     "models": {"kernels", "_torchvision"},
@@ -33,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "insight": {"inference", "data", "kernels"},
     "jobs": {"data", "inference"},  # whatever does not load torch: see NEVER_LOAD_TORCH
     "jobs.worker": {"jobs", "training", "insight", "inference", "data", "models", "kernels"},
-    "server": {"jobs", "inference", "insight", "data", "models", "kernels", "v1"},
+    "server": {"jobs", "inference", "insight", "data", "models", "kernels", "v1", "open_inference"},
     "client": {"v1"},
     "cli": {"client", "v1"},  # server: see below
     "__main__": {"cli"},
@@ -44,6 +45,7 @@ NEVER_LOAD_TORCH = (
     "config",
     "spec",
     "v1",
+    "open_inference",
     "client",
     "cli",
     "jobs",  # but its worker
