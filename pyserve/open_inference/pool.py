@@ -1,8 +1,8 @@
 """The descriptor pool of the open inference protocol's messages.
 
-Clients such as tritonclient and kserve bring definitions of `inference.*` of their own, in files of other names, and
-protobuf allows that in one process only where each is in a pool of its own. The generated module beside this one uses
-this pool instead of the default one (see scripts/protos).
+Clients such as tritonclient and kserve bring definitions of `inference.*` of their own, in files of other names.
+Protobuf allows that in one process only where each is in a pool of its own, so the generated module beside this
+uses this one instead of the default one (see scripts/protos).
 """
 
 from __future__ import annotations
