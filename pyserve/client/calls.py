@@ -263,7 +263,7 @@ class Calls:
         return await self._call(self._stubs.jobs.Resume, request, timeout_s, repeatable=False)
 
     async def get_artifact(self, job: str, artifact: str, *, timeout_s: float | None = None) -> common_pb2.Figure:
-        """A file that the job made, such as ("jobs/{id}", "curves.png")."""
+        """A file that the job made, such as ("jobs/{id}", "training_curves.png")."""
         request = jobs_pb2.GetArtifactRequest(name=f"{job}/artifacts/{artifact}")
         return await self._call(self._stubs.jobs.GetArtifact, request, timeout_s)
 

@@ -21,9 +21,11 @@ from pathlib import Path
 
 from pyserve.config import Settings
 from pyserve.data.archive import ArchiveLimits, unpack
+from pyserve.data.cache import forget
 from pyserve.data.folder import ScanOptions, scan
 from pyserve.data.manifest import Manifest
-from pyserve.data.staging import remove_folder, remove_leftovers, staging_folder, sync_file, sync_folder
+from pyserve.data.names import CACHE_FOLDER
+from pyserve.data.staging import remove_folder, remove_leftovers, staging_folder, sync_disk, sync_file, sync_folder
 from pyserve.errors import (
     AlreadyExistsError,
     DataLossError,
@@ -53,6 +55,7 @@ class Catalog:
 
     def __init__(self, data_dir: Path, settings: Settings | None = None) -> None:
         self._root = data_dir.absolute() / "datasets"
+        self._cache_dir = data_dir.absolute() / CACHE_FOLDER
         self._settings = settings or Settings.model_construct()
         self._root.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self._root)
@@ -63,7 +66,7 @@ class Catalog:
         Raises:
             InvalidArgumentError: where `dataset_id` cannot be one.
             AlreadyExistsError: there is one of that name.
-            DataError, ResourceExhaustedError, OSError: see `unpack` and `scan`; nothing is left behind.
+            DataError, OSError: see `unpack` and `scan`; nothing is left behind.
         """
 
         def fill(folder: Path) -> Manifest:
@@ -75,7 +78,9 @@ class Catalog:
                 max_compression_ratio=self._settings.max_compression_ratio,
             )
             unpack(archive, images, limits)
-            return self._scan(dataset_id, images, options)
+            manifest = self._scan(dataset_id, images, options)
+            sync_disk(images)  # after the scan, which needs a while, so that little is left to write
+            return manifest
 
         return self._add(dataset_id, fill)
 
@@ -89,7 +94,7 @@ class Catalog:
             InvalidArgumentError: where `dataset_id` cannot be one.
             PermissionDeniedError: the folder is not below a root, whether it exists or not.
             NotFoundError: there is no such folder.
-            AlreadyExistsError, DataError, ResourceExhaustedError: as for `add_archive`.
+            AlreadyExistsError, DataError: as for `add_archive`.
         """
         folder = self._registrable(path)
         return self._add(dataset_id, lambda _: self._scan(dataset_id, folder, options))
@@ -135,16 +140,19 @@ class Catalog:
         return tuple(self._readable(dataset_id for _, dataset_id in places[:size])), token
 
     def delete(self, name: str) -> None:
-        """Remove a dataset and its uploaded pictures; those of a registered one stay.
+        """Remove a dataset, its uploaded pictures and what the cache holds of it; registered pictures stay.
 
         Raises:
             InvalidArgumentError, NotFoundError: as for `get`.
         """
         dataset_id = self._id(name)
+        digest = self._digest(dataset_id)
         try:
             remove_folder(self._root / dataset_id)
         except FileNotFoundError:
             raise NotFoundError(f"{name} does not exist; {self._existing()}") from None
+        if digest:
+            forget(self._cache_dir, digest)
 
     def _add(self, dataset_id: str, fill: Callable[[Path], Manifest]) -> Manifest:
         if not re.fullmatch(RESOURCE_ID, dataset_id):
@@ -212,6 +220,13 @@ class Catalog:
         path = self._root / dataset_id / _FILE
         status = path.stat()
         return _load(path, dataset_id, (status.st_ino, status.st_mtime_ns, status.st_size))
+
+    def _digest(self, dataset_id: str) -> str:
+        """The digest; "" where the manifest is damaged or missing."""
+        try:
+            return self._read(dataset_id).digest
+        except (FileNotFoundError, DataLossError):
+            return ""
 
     def _places(self) -> Iterator[tuple[int, str]]:
         """Age (negative, ns since the epoch) and id of each dataset: told by its file, so that none is parsed."""

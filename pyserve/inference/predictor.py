@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pyserve.data.images import decode_image, to_square
+from pyserve.data.images import decode_square
 from pyserve.data.transforms import evaluation_view, tta_views
 from pyserve.errors import CancelledError, DataError, FieldViolation, InvalidArgumentError
 from pyserve.inference.bundle import Bundle, load_bundle
@@ -187,8 +187,7 @@ class Predictor:
 
     def _decode(self, data: bytes) -> npt.NDArray[np.uint8]:
         """One picture as uint8 [3, presize, presize]."""
-        image = decode_image(data, max_pixels=self._max_image_pixels)
-        return to_square(image, self._bundle.preprocessing.presize)
+        return decode_square(data, self._bundle.preprocessing.presize, max_pixels=self._max_image_pixels)
 
     def _check_tensor(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The pictures as [N, 3, S, S]."""

@@ -164,7 +164,7 @@ class Server:
 
 
 def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) -> None:
-    """Run a server until SIGTERM or SIGINT, then drain it; a second signal ends the drain.
+    """Run a server until SIGTERM or SIGINT (Ctrl-C), then drain it; a second Ctrl-C ends the drain.
 
     Args:
         on_ready: called with the address, "host:port", once calls are answered.
@@ -184,18 +184,19 @@ async def _serve(settings: Settings, on_ready: Callable[[str], None] | None) -> 
     server = Server(settings)
     stop, hurry = asyncio.Event(), asyncio.Event()
 
-    def ask_to_stop() -> None:
+    def interrupt() -> None:
         (hurry if stop.is_set() else stop).set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, ask_to_stop)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, interrupt)
     port = await server.start()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     log.info("listens on %s:%d, data in %s", host, port, settings.data_dir.resolve())
     if on_ready is not None:
         on_ready(f"{host}:{port}")
     await stop.wait()
-    log.info("drains for at most %g s; a second signal ends at once", settings.drain_s)
+    log.info("drains for at most %g s; Ctrl-C ends at once", settings.drain_s)
     draining = asyncio.create_task(server.stop(settings.drain_s))
     hurrying = asyncio.create_task(hurry.wait())
     await asyncio.wait((draining, hurrying), return_when=asyncio.FIRST_COMPLETED)
@@ -203,7 +204,7 @@ async def _serve(settings: Settings, on_ready: Callable[[str], None] | None) -> 
         hurrying.cancel()
         await draining
         return
-    log.warning("a second signal: ends without waiting; running jobs are INTERRUPTED at their last checkpoint")
+    log.warning("Ctrl-C while draining: ends without waiting; running jobs are INTERRUPTED at their last checkpoint")
     os._exit(1)  # workers end with this process
 
 

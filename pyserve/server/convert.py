@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -215,6 +216,13 @@ def model(info: ModelInfo) -> models_pb2.Model:
     )
 
 
-def figures(files: Iterable[FigureFile]) -> list[common_pb2.Figure]:
-    """Figures as they travel."""
-    return [common_pb2.Figure(name=file.name, media_type=file.media_type, data=file.data) for file in files]
+def figures(files: Iterable[FigureFile], *, stem: str = "") -> list[common_pb2.Figure]:
+    """Figures as they travel; `stem` replaces their names up to the ending."""
+    return [
+        common_pb2.Figure(
+            name=f"{stem}{Path(file.name).suffix}" if stem else file.name,
+            media_type=file.media_type,
+            data=file.data,
+        )
+        for file in files
+    ]

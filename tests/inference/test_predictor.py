@@ -78,18 +78,6 @@ def test_tensors_in_both_layouts_and_types(predictor: Predictor, tta: bool) -> N
     assert answers[0].sum(axis=1) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_square_of_three_is_read_as_channels_first(tmp_path: Path) -> None:
-    from pyserve.inference.description import Preprocessing
-
-    saved(
-        tmp_path,
-        preprocessing=Preprocessing(image_size=3, presize=3, mean=(0.5,) * 3, std=(0.5,) * 3),
-        golden_inputs=torch.zeros(1, 3, 3, 3, dtype=torch.uint8),
-    )
-    predictor = Predictor(load_bundle(tmp_path), threads=1)
-    assert len(predictor.predict_tensor(np.zeros((2, 3, 3, 3), np.uint8))) == 2
-
-
 def test_no_picture_no_answer(predictor: Predictor) -> None:
     assert predictor.predict_encoded([]) == []
     assert predictor.probabilities(torch.zeros(0, 3, 18, 18, dtype=torch.uint8)).shape == (0, 3)

@@ -114,7 +114,7 @@ class InsightService(insight_pb2_grpc.InsightServicer):
         title = f"{order.replace('_', ' ').capitalize()} of {question.model}"
         return insight_pb2.TopLossesResponse(
             items=[_image_loss(item) for item in items],
-            figures=convert.figures(gallery(self._tiles(evaluation.root, items), title=title)),
+            figures=convert.figures(gallery(self._tiles(evaluation.root, items), title=title), stem=order),
         )
 
     def _confusion_matrix(self, question: _Question) -> insight_pb2.ConfusionMatrixResponse:

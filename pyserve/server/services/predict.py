@@ -66,7 +66,7 @@ class PredictService(predict_pb2_grpc.PredictServicer):
     def _tensor(self, tensor: predict_pb2.Tensor) -> npt.NDArray[Any]:
         """The tensor of a request."""
         shape = tuple(tensor.shape)
-        if len(shape) != 4 or min(shape) < 1:
+        if len(shape) != 4 or min(shape) < 1 or 3 not in (shape[1], shape[3]):
             raise InvalidArgumentError.field("tensor.shape", list(shape), "[N, 3, H, W] or [N, H, W, 3], each ≥ 1")
         self._check_count(shape[0], "tensor.shape")
         if tensor.dtype not in _DTYPES:
