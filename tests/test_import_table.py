@@ -56,6 +56,8 @@ NEVER_LOAD_TORCH = (
     "data.catalog",
     "data.staging",
     "inference.description",
+    "inference.model_info",
+    "inference.model_record",
     "inference.model_store",
 )
 

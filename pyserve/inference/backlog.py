@@ -3,13 +3,13 @@
 Pure decisions without threads or clocks of their own; `batcher.Batcher` carries them out.
 
 Workers decode and run the network alike, so that no core idles while there is either to do. A batch is closed when
-it is full, or when no more can join it: nothing of its kind waits to be decoded. So batches grow with the backlog and
-not with a timer. Only where a picture is being decoded at this moment, and no lane would be free for it later, does a
-batch wait, and at most `max_delay_s`.
+it is full, or when no more can join it: nothing of its kind waits to be decoded. So batches grow with the backlog
+and not with a timer. Only where a picture is being decoded at this moment, and no lane would be free for it later,
+does a batch wait, and at most `max_delay_s`.
 
-Everything is served in the order of arrival within its priority. A request of many pictures stands in that order as
-if its pictures had come one full batch after another, so that it does not hold up the small ones behind it, and they
-cannot hold it up for ever.
+Everything is served in the order of arrival within its priority. A request of many pictures stands in that order
+as if its pictures had come one full batch after another, so that it does not hold up the small ones behind it,
+and they cannot hold it up for ever.
 """
 
 from __future__ import annotations
@@ -111,6 +111,11 @@ class Backlog:
         self._running = 0
         self.late: list[Request] = []
 
+    @property
+    def has_more(self) -> bool:
+        """Whether another worker might find something to do."""
+        return bool(self._undecoded) or any(kind.ready for kind in self._kinds.values())
+
     def add(self, pictures: Iterable[Picture], now: float) -> None:
         """Take pictures in; those with a row need no decoding."""
         for picture in pictures:
@@ -143,10 +148,10 @@ class Backlog:
             now: seconds, of the clock that deadlines are told in.
             idle: other workers that have nothing to do.
         """
+        head = self._next_undecoded(now)  # first, for it drops what would hold up a batch for nothing
         candidate, until = None, math.inf
         if self._running < self._policy.lanes:
             candidate, until = self._closable(now)
-        head = self._next_undecoded(now)
         if head is not None and (candidate is None or head.order < candidate.order) and self._has_room(head):
             return self._give_out(head)
         if candidate is None:

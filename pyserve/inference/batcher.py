@@ -1,8 +1,9 @@
 """Workers that decode pictures and run networks, in batches made of whatever requests wait.
 
-One batcher serves all models of a device. Its workers are as many as there are cores for prediction; on a CPU each of
-them decodes pictures and runs networks as `backlog.Backlog` decides, with one thread while there is work for all, and
-with the threads of those that have none otherwise. On a GPU one more worker feeds the network while the others decode.
+One batcher serves all models of a device. On a CPU there are as many workers as cores for prediction; each of
+them decodes pictures and runs networks as `backlog.Backlog` decides, with one thread while there is work for
+all, and with the threads of those that have none otherwise. On a GPU there is one more for each lane: they wait
+for the device most of the time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SHORTEST_RETRY_S, _LONGEST_RETRY_S = 0.05, 10.0
-# Of the measured speed: a request is refused for its deadline only where it would be late at twice the speed too.
+# A request is refused for its deadline only where it would be late even if all went twice as fast as it does.
 _OPTIMISM = 0.5
 
 
@@ -44,34 +44,31 @@ class Batcher:
 
     Args:
         policy: how batches are made.
-        threads: cores for decoding, and on a CPU for the network.
+        threads: cores for decoding, and for the network where it runs on them.
         max_requests: requests that may wait or be worked on; one more is refused.
         max_bytes: size of their pictures together, likewise.
+        on_cpu: whether the networks run on the cores.
     """
 
-    def __init__(self, policy: Policy, *, threads: int, max_requests: int, max_bytes: int) -> None:
-        self._policy = policy
-        self._threads = threads
+    def __init__(
+        self, policy: Policy, *, threads: int, max_requests: int, max_bytes: int, on_cpu: bool = True
+    ) -> None:
+        self.policy = policy
         self._max_requests = max_requests
         self._max_bytes = max_bytes
+        self._on_cpu = on_cpu
         self._backlog = Backlog(policy)
         self._changed = threading.Condition()
         self._requests: set[Request] = set()
         self._bytes = 0
         self._idle = 0
         self._closed = False
-        on_gpu = policy.lanes < threads
         self._workers = [
             threading.Thread(target=self._work, name=f"pyserve-predict-{i}", daemon=True)
-            for i in range(threads + policy.lanes if on_gpu else threads)
+            for i in range(threads if on_cpu else threads + policy.lanes)
         ]
         for worker in self._workers:
             worker.start()
-
-    @property
-    def policy(self) -> Policy:
-        """How batches are made."""
-        return self._policy
 
     def submit(
         self,
@@ -81,6 +78,7 @@ class Batcher:
         tta: bool = False,
         priority: int = DEFAULT_PRIORITY,
         deadline: float = math.inf,
+        field: str = "images.data",
     ) -> Future[Probabilities]:
         """Queue pictures.
 
@@ -90,11 +88,12 @@ class Batcher:
             tta: the mean over several views of each picture.
             priority: 1 (first) to 3 (last).
             deadline: when the answer is worthless, in the clock of `time.monotonic`.
+            field: what errors call the list of pictures.
 
         Returns:
             float32 [N, classes]. Cancelling it takes what has not begun out of the queue. Its error is an
-            InvalidArgumentError whose fields are "[3]" for picture 3, a DeadlineExceededError, an UnavailableError
-            where the batcher is closed, or an InternalError.
+            InvalidArgumentError that names every bad picture, a DeadlineExceededError, an UnavailableError where
+            the batcher is closed meanwhile, or an InternalError.
 
         Raises:
             ResourceExhaustedError: too many requests wait; says when to try again.
@@ -103,7 +102,7 @@ class Batcher:
         """
         now = time.monotonic()
         request = Request(
-            predictor, pictures, tta=tta, priority=priority, deadline=deadline, arrival=now
+            predictor, pictures, tta=tta, priority=priority, deadline=deadline, arrival=now, field=field
         )
         if not request.count:
             request.answer()
@@ -112,15 +111,16 @@ class Batcher:
             self._admit(request, now)
             self._requests.add(request)
             self._bytes += request.size_bytes
-            self._backlog.add(request.split(self._policy.max_batch_size), now)
-            self._changed.notify(min(request.count, self._idle))
+            self._backlog.add(request.split(self.policy.max_batch_size), now)
+            self._changed.notify()  # whoever takes the first picture wakes the next worker where there are more
         request.future.add_done_callback(lambda _: self._leave(request))
         return request.future
 
-    def waiting(self, predictor: Predictor) -> int:
-        """Requests for a model that have no answer yet."""
+    def unanswered(self, predictor: Predictor | None = None) -> tuple[int, int]:
+        """Requests without an answer yet, of one model or of all, and their pictures without one."""
         with self._changed:
-            return sum(request.predictor is predictor for request in self._requests)
+            waiting = [r for r in self._requests if predictor is None or r.predictor is predictor]
+            return len(waiting), sum(request.unanswered for request in waiting)
 
     def close(self) -> None:
         """Refuse new requests and fail those that wait; return when the workers have ended."""
@@ -138,32 +138,33 @@ class Batcher:
     def _admit(self, request: Request, now: float) -> None:
         if self._closed:
             raise UnavailableError("the server is stopping")
-        ahead_s = self._ahead_s(request)
         if len(self._requests) >= self._max_requests:
-            raise self._exhausted(f"too many requests wait: the limit is {self._max_requests}", ahead_s)
-        if self._bytes + request.size_bytes > self._max_bytes and self._requests:
-            raise self._exhausted(f"too many pictures wait: the limit is {self._max_bytes} bytes", ahead_s)
-        left_s = request.deadline - now
+            raise self._exhausted(f"too many requests wait: the limit is {self._max_requests}", request)
+        if self._requests and self._bytes + request.size_bytes > self._max_bytes:
+            raise self._exhausted(f"too many pictures wait: the limit is {self._max_bytes} bytes", request)
+        if math.isinf(request.deadline):
+            return
+        left_s, ahead_s = request.deadline - now, self._ahead_s(request)
         if left_s <= 0 or _OPTIMISM * ahead_s > left_s:
             raise DeadlineExceededError(
-                f"the answer cannot be there in time: {max(left_s, 0) * 1e3:.0f} ms are left, and what waits before "
-                f"it takes about {ahead_s * 1e3:.0f} ms"
+                f"the answer cannot be there in time: {max(left_s, 0) * 1e3:.0f} ms are left, "
+                f"and what waits before it takes about {ahead_s * 1e3:.0f} ms"
             )
 
     def _ahead_s(self, request: Request) -> float:
         """About how long all that is served before a new request takes."""
-        return sum(
-            other.left * other.predictor.statistics.picture_s / self._policy.lanes
+        seconds = sum(
+            other.unanswered * other.predictor.statistics.picture_s
             for other in self._requests
             if other.priority <= request.priority
         )
+        return seconds / self.policy.lanes
 
-    def _exhausted(self, message: str, ahead_s: float) -> ResourceExhaustedError:
-        # Half the queue is room enough for those who come back.
-        delay_s = min(max(ahead_s / 2, _SHORTEST_RETRY_S), _LONGEST_RETRY_S)
-        return ResourceExhaustedError(
-            message, retry_delay_s=delay_s, metadata={"limit": str(self._max_requests)}
-        )
+    def _exhausted(self, message: str, request: Request) -> ResourceExhaustedError:
+        # When half of the queue is done there is room for those who come back.
+        delay_s = min(max(self._ahead_s(request) / 2, _SHORTEST_RETRY_S), _LONGEST_RETRY_S)
+        limits = {"limit": str(self._max_requests), "limit_bytes": str(self._max_bytes)}
+        return ResourceExhaustedError(message, retry_delay_s=delay_s, metadata=limits)
 
     def _leave(self, request: Request) -> None:
         """A request is over, in whatever way."""
@@ -182,9 +183,9 @@ class Batcher:
             if isinstance(choice, Decode):
                 self._decode(choice.picture)
                 continue
-            wanted = self._threads_for(choice)
-            if wanted != threads:  # counts for this thread alone
-                torch.set_num_threads(wanted)
+            wanted = max((self._idle + 1) // choice.parts, 1) if self._on_cpu else 1
+            if wanted != threads:
+                torch.set_num_threads(wanted)  # of what this thread calls; others keep theirs
                 threads = wanted
             self._run(choice)
 
@@ -198,7 +199,10 @@ class Batcher:
                 choice = self._backlog.choose(now, self._idle)
                 late = [request for request in self._backlog.late if request.settle()]
                 self._backlog.late.clear()
-                if isinstance(choice, Wait) and not late:
+                if not isinstance(choice, Wait):
+                    if self._idle and self._backlog.has_more:
+                        self._changed.notify()
+                elif not late:
                     self._idle += 1
                     self._changed.wait(None if math.isinf(choice.until) else max(choice.until - now, 0))
                     self._idle -= 1
@@ -208,12 +212,6 @@ class Batcher:
             if not isinstance(choice, Wait):
                 return choice
 
-    def _threads_for(self, batch: Batch) -> int:
-        """Threads for a pass: on a CPU those of workers that have nothing to do are shared out."""
-        if self._policy.lanes < self._threads:
-            return 1
-        return max((self._idle + 1) // batch.parts, 1)
-
     def _decode(self, picture: Picture) -> None:
         request, fault = picture.request, ""
         begin = time.monotonic()
@@ -222,34 +220,33 @@ class Batcher:
         except DataError as error:
             fault = error.message
         except IndexError:  # the request is over, and its pictures are gone
-            fault = "nobody wants it"
+            fault = "is not wanted any more"
         except Exception:
             log.exception("decoding a picture failed")
             fault = "cannot be decoded: an unexpected error"
-        picture.decode_s = time.monotonic() - begin
+        end = time.monotonic()
+        picture.decode_s = end - begin
         request.predictor.statistics.decoded(picture.decode_s)
         with self._changed:
-            if picture.row is None:
+            if fault:
                 self._backlog.undecodable(picture)
             else:
-                self._backlog.decoded(picture, time.monotonic())
+                self._backlog.decoded(picture, end)
             failed = request.picture_decoded(picture.index, fault) and request.settle()
-            if self._idle:
-                self._changed.notify()
         if failed:
             request.fail(request.fault())
 
     def _run(self, batch: Batch) -> None:
-        predictor, tta = batch.pictures[0].request.predictor, batch.pictures[0].request.tta
+        request = batch.pictures[0].request
+        predictor = request.predictor
         begin = time.monotonic()
         try:
-            rows = torch.from_numpy(np.stack([picture.row for picture in batch.pictures if picture.row is not None]))
-            answers = predictor.probabilities(rows, tta=tta)
+            rows = torch.from_numpy(np.stack([picture.row for picture in batch.pictures]))
+            answers = predictor.probabilities(rows, tta=request.tta)
         except Exception as error:
-            self._fail_batch(batch, error)
+            self._fail(batch, error)
             return
         end = time.monotonic()
-        predictor.statistics.batch_done(len(batch.pictures), batch.reason.value, end - begin)
         with self._changed:
             self._backlog.batch_done(batch)
             done = [
@@ -257,27 +254,25 @@ class Batcher:
                 for picture, row in zip(batch.pictures, answers, strict=True)
                 if picture.request.picture_answered(picture.index, row) and picture.request.settle()
             ]
-            if self._idle:
-                self._changed.notify()
-        answered = [
-            (end - picture.request.arrival, begin - picture.request.arrival - picture.decode_s)
-            for picture in done
-            if picture.request.answer()
-        ]
-        predictor.statistics.answered(answered)
+        answered = [picture for picture in done if picture.request.answer()]
+        predictor.statistics.batch_done(len(batch.pictures), batch.reason.value, end - begin)
+        predictor.statistics.answered(
+            [(end - p.request.arrival, begin - p.request.arrival - p.decode_s) for p in answered]
+        )
 
-    def _fail_batch(self, batch: Batch, error: Exception) -> None:
+    def _fail(self, batch: Batch, error: Exception) -> None:
         """The network failed: every request of the batch does, and no other."""
-        log.error("%s failed on a batch of %d", batch.pictures[0].request.predictor.name, len(batch.pictures), exc_info=error)
+        name = batch.pictures[0].request.predictor.name
+        log.error("%s failed on a batch of %d", name, len(batch.pictures), exc_info=error)
         with self._changed:
             self._backlog.batch_done(batch)
-            failed = {p.request for p in batch.pictures if p.request.settle()}
-            self._changed.notify_all()
+            failed = [picture.request for picture in batch.pictures if picture.request.settle()]
         for request in failed:
             request.fail(_as_ours(error))
 
 
 def _as_ours(error: Exception) -> PyserveError:
     if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-        return ResourceExhaustedError("memory ran out in the network: send fewer pictures at once", retry_delay_s=1.0)
-    return InternalError("the model failed on this batch; the server's log tells more")
+        message = "memory ran out in the network: send fewer pictures at once"
+        return ResourceExhaustedError(message, retry_delay_s=1.0)
+    return InternalError("the model failed on these pictures; the server's log tells more")

@@ -1,6 +1,6 @@
 """What a loaded model has done: requests, stages, batches and why each had its size. Counted once, told by all.
 
-The metrics, `ModelStatistics` of the open inference protocol and the batcher's own estimates read the same numbers.
+Metrics, the open inference protocol's `ModelStatistics` and the batcher's own estimates read the same numbers.
 """
 
 from __future__ import annotations

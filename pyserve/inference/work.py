@@ -36,7 +36,7 @@ class Picture:
     __slots__ = ("decode_s", "index", "kind", "order", "request", "row")
 
     def __init__(
-        self, request: Request, index: int, kind: Hashable, order: tuple[float, ...], row: npt.NDArray[Any] | None
+        self, request: Request, index: int, kind: Hashable, order: tuple[float, ...], row: Any = None
     ) -> None:
         self.request = request
         self.index = index
@@ -56,11 +56,13 @@ class Request:
         priority: FIRST_PRIORITY to LAST_PRIORITY.
         deadline: when the answer is worthless, in the clock of `time.monotonic`.
         arrival: now, in the same clock.
+        field: what errors call the list of pictures.
 
     Attributes:
         future: float32 [N, classes] in the end, or an error; the caller may cancel it.
         size_bytes: of the pictures as they came.
         count: N.
+        unanswered: pictures that have no probabilities yet.
     """
 
     def __init__(
@@ -72,19 +74,21 @@ class Request:
         priority: int,
         deadline: float,
         arrival: float,
+        field: str = "images.data",
     ) -> None:
         self.predictor = predictor
         self.tta = tta
         self.priority = priority
         self.deadline = deadline
         self.arrival = arrival
+        self._field = field
         self.count = len(pictures)
         self.future: Future[Probabilities] = Future()
         self._array = pictures if isinstance(pictures, np.ndarray) else None
         self._encoded: Sequence[bytes] = () if isinstance(pictures, np.ndarray) else pictures
         self.size_bytes = sum(map(len, self._encoded)) if self._array is None else self._array.nbytes
         self._undecoded = len(self._encoded)
-        self._unanswered = self.count
+        self.unanswered = self.count
         self._faults: dict[int, str] = {}
         self._answer: Probabilities = np.empty((self.count, len(predictor.labels)), np.float32)
         self._settled = False
@@ -140,8 +144,8 @@ class Request:
     def picture_answered(self, index: int, row: npt.NDArray[np.float32]) -> bool:
         """One more picture has its probabilities; whether it was the last."""
         self._answer[index] = row
-        self._unanswered -= 1
-        return not self._unanswered
+        self.unanswered -= 1
+        return not self.unanswered
 
     def settle(self) -> bool:
         """Whether the caller is the first to settle the request, and so has to `answer` it or let it `fail`."""
@@ -164,8 +168,10 @@ class Request:
         return True
 
     def fault(self) -> InvalidArgumentError:
-        """The error that names every bad picture, as fields "[3]" to be put under the name that the caller knows."""
-        violations = tuple(FieldViolation(f"[{index}]", self._faults[index]) for index in sorted(self._faults))
+        """The error that names every bad picture."""
+        violations = tuple(
+            FieldViolation(f"{self._field}[{index}]", self._faults[index]) for index in sorted(self._faults)
+        )
         message = "; ".join(f"{v.field}: {v.description}" for v in violations)
         return InvalidArgumentError(message, fields=violations)
 

@@ -145,12 +145,12 @@ class JobStore:
         token = _encode_token(rows[size - 1]["number"], wanted) if len(rows) > size else ""
         return [_record(row) for row in rows[:size]], token
 
-    def users_of(self, dataset: str) -> Sequence[str]:
-        """Names of the jobs that have not ended for good and read a dataset, newest first."""
+    def users_of(self, resources: Sequence[str]) -> Sequence[str]:
+        """Names of the jobs that have not ended for good and read one of these resources, newest first."""
         names, token = [], ""
         while True:
             page, token = self.list(_MAX_PAGE, token, [state for state in JobState if state not in TERMINAL])
-            names += [record.name for record in page if record.training.dataset == dataset]
+            names += [r.name for r in page if {r.training.dataset, r.training.weights} & set(resources)]
             if not token:
                 return names
 

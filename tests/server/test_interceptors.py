@@ -15,6 +15,7 @@ from grpc_status import rpc_status
 
 from pyserve.errors import NotFoundError, ResourceExhaustedError
 from pyserve.server.interceptors import REQUEST_ID_KEY, CallInterceptor
+from pyserve.server.status import StatusTeller
 
 SECRET = Path("/srv/secret-place")
 
@@ -60,7 +61,7 @@ class Running:
     """A server with the interceptor, and a channel to it."""
 
     def __init__(self) -> None:
-        self.interceptor = CallInterceptor([SECRET])
+        self.interceptor = CallInterceptor(StatusTeller([SECRET]))
         self.echo = Echo()
         self._server = grpc.aio.server(interceptors=[self.interceptor])
         makers = {
