@@ -66,9 +66,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 def _write(tar: tarfile.TarFile, entry: tarfile.TarInfo, folder: Path) -> None:
     if entry.name not in _FILES or not entry.isreg():
-        raise DataError(
-            f"archive entry {entry.name[:100]!r}: expected files named {', '.join(_FILES)}, nothing else"
-        )
+        raise DataError(f"archive entry {entry.name[:100]!r}: expected nothing but files {', '.join(_FILES)}")
     target = folder / entry.name
     if target.exists():
         raise DataError(f"the archive has {entry.name} twice")

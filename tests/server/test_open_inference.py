@@ -104,7 +104,9 @@ def test_encoded_pictures(client: triton.InferenceServerClient, stubs: Stubs, co
 @pytest.mark.parametrize("datatype", ["UINT8", "FP32"])
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 @pytest.mark.parametrize("name", ["pixels", "whatever__0"])
-def test_tensors(client: triton.InferenceServerClient, stubs: Stubs, datatype: str, layout: str, name: str) -> None:
+def test_tensors(
+    client: triton.InferenceServerClient, stubs: Stubs, datatype: str, layout: str, name: str
+) -> None:
     values: Any = array(request())
     values = values if layout == "NHWC" else values.transpose(0, 3, 1, 2)
     values = values if datatype == "UINT8" else (values / 255).astype(np.float32)
@@ -159,9 +161,9 @@ def test_test_time_augmentation_priority_and_timeout(client: triton.InferenceSer
 
 
 def test_deadlines(client: triton.InferenceServerClient) -> None:
-    with pytest.raises(InferenceServerException, match="cannot be there in time|deadline passed"):
+    with pytest.raises(InferenceServerException, match=r"cannot be there in time|deadline passed"):
         client.infer(NAME, [encoded(files())], timeout=1)
-    with pytest.raises(InferenceServerException, match="Deadline Exceeded"):
+    with pytest.raises(InferenceServerException, match="DEADLINE_EXCEEDED"):
         client.infer(NAME, [encoded(files())], client_timeout=0.0001)
     assert client.infer(NAME, [encoded(files(1))]).as_numpy("probabilities").shape == (1, 3)
 
@@ -212,7 +214,9 @@ def test_a_stream_answers_each_request_with_its_id_and_survives_bad_ones(
 def test_what_a_stream_says_of_a_failure(raw: Any) -> None:
     asked = message(id="a")
     asked.parameters["triton_enable_empty_final_response"].bool_param = True
-    answers = {a.infer_response.id: a for a in raw.ModelStreamInfer(iter([message(id="b", model_name="x"), asked]))}
+    answers = {
+        a.infer_response.id: a for a in raw.ModelStreamInfer(iter([message(id="b", model_name="x"), asked]))
+    }
     assert "models/x does not exist" in answers["b"].error_message
     assert answers["b"].infer_response.model_name == "x"
     assert not answers["a"].error_message
@@ -301,6 +305,7 @@ def parameters(**values: Any) -> dict[str, service_pb2.InferParameter]:
 
 
 PIXELS = SIZE * SIZE * 3
+ONE = [1, SIZE, SIZE, 3]
 BAD: dict[str, tuple[dict[str, Any], grpc.StatusCode, str]] = {
     "name": ({"model_name": "A b"}, grpc.StatusCode.INVALID_ARGUMENT, "model_name"),
     "no model": ({"model_name": "nobody"}, grpc.StatusCode.NOT_FOUND, ""),
@@ -309,7 +314,7 @@ BAD: dict[str, tuple[dict[str, Any], grpc.StatusCode, str]] = {
     "no input": ({"inputs": []}, grpc.StatusCode.INVALID_ARGUMENT, "inputs"),
     "two inputs": ({"inputs": [tensor(), tensor()]}, grpc.StatusCode.INVALID_ARGUMENT, "inputs"),
     "datatype": (
-        {"inputs": [tensor(datatype="FP16", shape=[1, SIZE, SIZE, 3])]},
+        {"inputs": [tensor(datatype="FP16", shape=ONE)]},
         grpc.StatusCode.INVALID_ARGUMENT,
         "inputs[0].datatype",
     ),
@@ -334,26 +339,22 @@ BAD: dict[str, tuple[dict[str, Any], grpc.StatusCode, str]] = {
         "inputs[0].shape",
     ),
     "short": (
-        {"inputs": [tensor(datatype="UINT8", shape=[1, SIZE, SIZE, 3])], "raw_input_contents": [b"x"]},
+        {"inputs": [tensor(datatype="UINT8", shape=ONE)], "raw_input_contents": [b"x"]},
         grpc.StatusCode.INVALID_ARGUMENT,
         "raw_input_contents",
     ),
     "long list": (
-        {
-            "inputs": [
-                tensor(datatype="UINT8", shape=[1, SIZE, SIZE, 3], contents={"uint_contents": [1] * (PIXELS + 1)})
-            ]
-        },
+        {"inputs": [tensor(datatype="UINT8", shape=ONE, contents={"uint_contents": [1] * (PIXELS + 1)})]},
         grpc.StatusCode.INVALID_ARGUMENT,
         "inputs[0].contents.uint_contents",
     ),
     "above 255": (
-        {"inputs": [tensor(datatype="UINT8", shape=[1, SIZE, SIZE, 3], contents={"uint_contents": [256] * PIXELS})]},
+        {"inputs": [tensor(datatype="UINT8", shape=ONE, contents={"uint_contents": [256] * PIXELS})]},
         grpc.StatusCode.INVALID_ARGUMENT,
         "inputs[0].contents.uint_contents",
     ),
     "not 0 to 1": (
-        {"inputs": [tensor(datatype="FP32", shape=[1, SIZE, SIZE, 3], contents={"fp32_contents": [9.0] * PIXELS})]},
+        {"inputs": [tensor(datatype="FP32", shape=ONE, contents={"fp32_contents": [9.0] * PIXELS})]},
         grpc.StatusCode.INVALID_ARGUMENT,
         "inputs[0].data",
     ),

@@ -8,7 +8,13 @@ from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
 
-from pyserve.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from pyserve.errors import (
+    DataError,
+    DataLossError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+)
 from pyserve.inference import bundle_archive
 from pyserve.inference.loaded_models import LoadedModels, MemoryChange
 from pyserve.inference.model_info import ModelInfo
@@ -102,15 +108,18 @@ class ModelsService(models_pb2_grpc.ModelsServicer):
         plan = _plan(await header(messages))
 
         def add(archive: Path) -> str:
-            def write(folder: Path) -> None:
-                bundle_archive.unpack(archive, folder)
-                self._models.prove(folder, "the archive")
-
-            return self._store.add(plan.resource_id, write)
+            return self._store.add(plan.resource_id, lambda folder: self._unpack(archive, folder))
 
         # any model may get one more version
         name = await receive(self._uploads, plan, messages, self._pools, ensure_free=lambda _: None, make=add)
         return self._describe(await self._pools.quick.run(self._store.get, name))
+
+    def _unpack(self, archive: Path, folder: Path) -> None:
+        bundle_archive.unpack(archive, folder)
+        try:
+            self._models.prove(folder, "the archive")
+        except DataLossError as error:  # nothing of ours: what was sent is damaged
+            raise DataError(error.message) from error
 
     def _set_alias(self, alias: str, version: str) -> ModelInfo:
         """The version that the alias points to, or pointed to where it is removed."""
