@@ -90,10 +90,12 @@ class Settings(BaseSettings):
         ge=0,
         description="Memory for models, least recently used out, bytes; 0 means half of the device's.",
     )
-    metrics_port: int = Field(
-        default=0, ge=0, le=65535, description="Port for Prometheus on `metrics_host`; 0 means none."
+    metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="Port for Prometheus; 0 takes a free one; default: none."
     )
-    metrics_host: str = Field(default="127.0.0.1", description="Address on which Prometheus is answered.")
+    metrics_host: str = Field(
+        default="127.0.0.1", description="Address for Prometheus; beyond loopback only with --insecure."
+    )
     drain_s: float = Field(default=30.0, ge=0, description="Time for running calls and jobs at shutdown, s.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least level logged."

@@ -145,6 +145,13 @@ class JobStore:
         token = _encode_token(rows[size - 1]["number"], wanted) if len(rows) > size else ""
         return [_record(row) for row in rows[:size]], token
 
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs are in each state."""
+        with self._database.read() as db:
+            rows = db.execute("SELECT state, COUNT(*) AS count FROM jobs GROUP BY state").fetchall()
+        found = {JobState(row["state"]): int(row["count"]) for row in rows}
+        return {state: found.get(state, 0) for state in JobState}
+
     def users_of(self, resources: Sequence[str]) -> Sequence[str]:
         """Names of the jobs that have not ended for good and read one of these resources, newest first."""
         names, token = [], ""

@@ -32,6 +32,7 @@ from pyserve.open_inference import grpc_service_pb2_grpc
 from pyserve.server.health import Health
 from pyserve.server.interceptors import CallInterceptor
 from pyserve.server.ledger import RequestLedger
+from pyserve.server.metrics import Metrics
 from pyserve.server.pools import Pools
 from pyserve.server.prediction import Prediction
 from pyserve.server.reflection import descriptor_pool
@@ -63,8 +64,13 @@ class Server:
         settings: all of them; `data_dir` is made if missing.
 
     Raises:
-        InvalidArgumentError: `host` is beyond loopback, and `insecure` is not set.
+        InvalidArgumentError: an address is beyond loopback, and `insecure` is not set.
+
+    Attributes:
+        metrics_port: on which Prometheus is answered, once started; None for none.
     """
+
+    metrics_port: int | None = None
 
     def __init__(self, settings: Settings) -> None:
         check_host(settings)
@@ -77,7 +83,8 @@ class Server:
         self._ledger = RequestLedger(data_dir / "uploads", settings.upload_ttl_s)
         self._uploads = Uploads(self._ledger, settings.max_archive_bytes)
         self._statuses = StatusTeller([data_dir])
-        self._interceptor = CallInterceptor(self._statuses)
+        self._metrics = Metrics()
+        self._interceptor = CallInterceptor(self._statuses, self._metrics.call_ended)
         self._batcher: Batcher | None = None
         self._health = Health(SERVICES)
         self._cleaner: asyncio.Task[None] | None = None
@@ -106,6 +113,7 @@ class Server:
             raise UnavailableError(
                 f"cannot listen on {host}:{self._settings.port}: is another server there?"
             ) from error
+        await self._start_metrics()
         await server.start()
         self._grpc = server
         self._cleaner = asyncio.create_task(self._clean_uploads())
@@ -123,6 +131,7 @@ class Server:
         await asyncio.gather(self._drain_calls(grace_s), self._scheduler.drain(grace_s))
         if self._batcher is not None:
             await asyncio.to_thread(self._batcher.close)
+        await asyncio.to_thread(self._metrics.stop)
         self._pools.close()
         self._store.close()
 
@@ -132,6 +141,7 @@ class Server:
         model_store = ModelStore(self._data_dir)
         models = LoadedModels(model_store, settings)
         self._batcher = _batcher(settings, models)
+        self._metrics.add(models, self._batcher, self._store)
         prediction = Prediction(models, self._batcher, pools, settings)
         datasets_pb2_grpc.add_DatasetsServicer_to_server(
             DatasetsService(catalog, self._uploads, self._ledger, pools, self._store.users_of), server
@@ -171,6 +181,17 @@ class Server:
         if settings.reflection:
             names = (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server, pool=descriptor_pool(names))
+
+    async def _start_metrics(self) -> None:
+        host, port = self._settings.metrics_host, self._settings.metrics_port
+        if port is None:
+            return
+        try:
+            self.metrics_port = self._metrics.start(host, port)
+        except UnavailableError:
+            await self.stop(0)
+            raise
+        log.info("metrics on http://%s:%d/metrics", host, self.metrics_port)
 
     async def _drain_calls(self, grace_s: float) -> None:
         """Refuse new calls, wait until the running ones have ended or the time is over, and cancel the rest."""
@@ -260,16 +281,23 @@ def check_host(settings: Settings) -> None:
     """Refuse to listen where others can reach a server that asks nobody who they are.
 
     Raises:
-        InvalidArgumentError: `host` is beyond loopback, and `insecure` is not set.
+        InvalidArgumentError: `host` or `metrics_host` is beyond loopback, and `insecure` is not set.
     """
-    if settings.insecure or settings.host == "localhost":
+    if settings.insecure:
         return
+    for name, host in (("host", settings.host), ("metrics_host", settings.metrics_host)):
+        if not _is_loopback(host):
+            raise InvalidArgumentError.field(
+                name, host, "a loopback address: this version has no credentials; --insecure allows any"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
     with suppress(ValueError):
-        if ipaddress.ip_address(settings.host.strip("[]")).is_loopback:
-            return
-    raise InvalidArgumentError.field(
-        "host", settings.host, "a loopback address: this version has no credentials; --insecure allows any"
-    )
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    return False
 
 
 def _channel_options(settings: Settings) -> list[tuple[str, int]]:

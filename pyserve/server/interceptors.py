@@ -26,10 +26,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
     Args:
         statuses: says what clients are told of errors.
+        on_end: called with method, status and seconds of each call.
     """
 
-    def __init__(self, statuses: StatusTeller) -> None:
+    def __init__(self, statuses: StatusTeller, on_end: Callable[[str, str, float], None]) -> None:
         self._statuses = statuses
+        self._on_end = on_end
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -96,9 +98,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             self._running -= 1
             if not self._running:
                 self._idle.set()
+            elapsed_s = time.monotonic() - begin
+            self._on_end(method, outcome, elapsed_s)
             level = logging.DEBUG if outcome == "OK" else logging.INFO
-            elapsed_ms = (time.monotonic() - begin) * 1e3
-            log.log(level, "call method=%s code=%s ms=%.1f request_id=%s", method, outcome, elapsed_ms, request_id)
+            log.log(
+                level, "call method=%s code=%s ms=%.1f request_id=%s", method, outcome, elapsed_s * 1e3, request_id
+            )
 
     async def _abort(self, error: Exception, method: str, request_id: str, context: Any) -> None:
         """Answer the call with the error; raises gRPC's AbortError."""
