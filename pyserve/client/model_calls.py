@@ -10,10 +10,10 @@ from pathlib import Path
 
 from pyserve.client import model_files
 from pyserve.client.calls_base import PAGE_SIZE, WORK_TIMEOUT_S, CallsBase, deadline_after, left_until
-from pyserve.client.pictures import Picture, Pictures, predict_requests, stream_requests
+from pyserve.client.pictures import Picture, Pictures, for_caller, predict_requests, stream_requests
 from pyserve.client.status import error_from_status
 from pyserve.client.upload import Progress
-from pyserve.errors import PyserveError
+from pyserve.errors import InvalidArgumentError, PyserveError
 from pyserve.v1 import models_pb2, predict_pb2
 
 
@@ -57,7 +57,10 @@ class ModelCalls(CallsBase):
         answer = predict_pb2.PredictResponse(model=model)
         for request in predict_requests(model, images, top_k, tta, priority):
             request.model = answer.model
-            part = await self._call(self._stubs.predict.Predict, request, left_until(deadline))
+            try:
+                part = await self._call(self._stubs.predict.Predict, request, left_until(deadline))
+            except InvalidArgumentError as error:
+                raise for_caller(error, images, len(answer.predictions)) from None
             answer.model = part.model
             answer.predictions.extend(part.predictions)
         return answer

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pyserve.client.transport import MAX_MESSAGE_BYTES
-from pyserve.errors import InvalidArgumentError
+from pyserve.errors import FieldViolation, InvalidArgumentError
 from pyserve.v1 import predict_pb2
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ BATCH_IMAGES = 64
 # Leaves room for the other fields; a single picture may still fill a message.
 BATCH_BYTES = MAX_MESSAGE_BYTES // 2
 _DTYPES = ("uint8", "float32")
+_SERVER_FIELD = re.compile(r"images\.data\[(\d+)\]")
 
 Picture: TypeAlias = str | Path | bytes
 Pictures: TypeAlias = "Picture | Sequence[Picture] | npt.NDArray[np.uint8] | npt.NDArray[np.float32]"
@@ -47,6 +49,31 @@ def stream_requests(
         request = predict_pb2.PredictRequest(model=model, top_k=top_k, tta=tta, priority=priority)
         request.images.data.append(_bytes(item, index))
         yield predict_pb2.PredictStreamRequest(id=str(index), request=request)
+
+
+def for_caller(error: InvalidArgumentError, images: Pictures, done: int) -> InvalidArgumentError:
+    """The server's error about pictures of one request, in terms of what the caller gave.
+
+    Args:
+        images: all pictures.
+        done: how many of them went out in the requests before.
+    """
+    items = [images] if isinstance(images, str | Path | bytes) else images
+
+    def index(field: str) -> int | None:
+        match = _SERVER_FIELD.fullmatch(field)
+        return done + int(match[1]) if match else None
+
+    def name(i: int) -> str:
+        return str(items[i]) if isinstance(items[i], str | Path) else f"images[{i}]"
+
+    told = [(index(violation.field), violation) for violation in error.fields]
+    if hasattr(images, "dtype") or not told or any(i is None or i >= len(items) for i, _ in told):
+        return error
+    named = [(i, violation) for i, violation in told if i is not None]
+    message = "; ".join(f"{name(i)}: {violation.description}" for i, violation in named)
+    fields = tuple(FieldViolation(f"images[{i}]", violation.description) for i, violation in named)
+    return InvalidArgumentError(message, fields=fields, metadata=error.metadata)
 
 
 def _encoded(images: Any) -> Iterator[dict[str, Any]]:

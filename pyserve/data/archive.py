@@ -202,6 +202,8 @@ def _unpack_tar(file: BinaryIO, writer: _Writer) -> None:
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
             writer.count_entry()
+            if member.size < 0:
+                raise DataError(f"the archive is damaged: the size of {_shown(member.name)} is negative")
             stream.due = member.size + _TAR_HEADER_BYTES  # up to the content of the next entry
             if member.isdir():
                 writer.folder(member.name)

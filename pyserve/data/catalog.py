@@ -8,17 +8,15 @@ Nothing here loads torch. Several processes may read at once; a dataset never ch
 
 from __future__ import annotations
 
-import base64
-import binascii
 import errno
 import functools
-import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from pyserve import paging
 from pyserve.config import Settings
 from pyserve.data.archive import ArchiveLimits, unpack
 from pyserve.data.cache import forget
@@ -41,8 +39,6 @@ _FILE = "manifest.json"
 _IMAGES = "images"
 _NAME = re.compile(rf"datasets/(?P<id>{RESOURCE_ID})")
 _NAMED_IN_ERRORS = 10
-_DEFAULT_PAGE = 100
-_MAX_PAGE = 1000
 
 
 class Catalog:
@@ -129,14 +125,12 @@ class Catalog:
         Raises:
             InvalidArgumentError: a negative size, or a token that no page gave.
         """
-        if page_size < 0:
-            raise InvalidArgumentError.field("page_size", page_size, "≥ 0")
-        size = min(page_size or _DEFAULT_PAGE, _MAX_PAGE)
+        size = paging.page_size(page_size)
         places = sorted(self._places())
         if page_token:
-            after = _decode_token(page_token)
+            after = tuple(paging.decode_token(page_token, (int, str)))
             places = [place for place in places if place > after]
-        token = _encode_token(places[size - 1]) if len(places) > size else ""
+        token = paging.encode_token(places[size - 1]) if len(places) > size else ""
         return tuple(self._readable(dataset_id for _, dataset_id in places[:size])), token
 
     def delete(self, name: str) -> None:
@@ -255,15 +249,3 @@ def _taken(dataset_id: str) -> AlreadyExistsError:
     return AlreadyExistsError(
         f"{name} exists already: choose another dataset_id, or delete it first", metadata={"resource": name}
     )
-
-
-def _encode_token(place: tuple[int, str]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
-
-
-def _decode_token(token: str) -> tuple[int, str]:
-    try:
-        age, dataset_id = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
-        return int(age), str(dataset_id)
-    except (binascii.Error, ValueError, TypeError):
-        raise InvalidArgumentError.field("page_token", token[:100], "next_page_token of the page before") from None

@@ -168,11 +168,13 @@ def _require_pictures(folders: Sequence[ClassFolder], good: Sequence[_Checked], 
 
 def _items(classes: Sequence[str], good: Sequence[_Checked], options: ScanOptions) -> tuple[Item, ...]:
     label = {name: index for index, name in enumerate(classes)}
+    to_split: dict[str, dict[str, str]] = {}
+    for c in good:
+        if c.folder.part is None:
+            to_split.setdefault(c.folder.name, {})[c.path] = c.sha256
     valid: set[str] = set()
-    for name in classes:
-        pictures = {c.path: c.sha256 for c in good if c.folder.name == name and c.folder.part is None}
-        if pictures:
-            valid |= draw_valid(pictures, fraction=options.valid_fraction, seed=options.seed, name=name)
+    for name, pictures in to_split.items():
+        valid |= draw_valid(pictures, fraction=options.valid_fraction, seed=options.seed, name=name)
 
     def part(picture: _Checked) -> Part:
         return picture.folder.part or ("valid" if picture.path in valid else "train")

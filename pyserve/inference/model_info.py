@@ -1,14 +1,10 @@
-"""One model version as its `bundle.json` tells it, and the order in which lists show them."""
+"""One model version, as its `bundle.json` tells it."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyserve.errors import InvalidArgumentError
 from pyserve.inference.description import WEIGHTS_FILE, Description, Preprocessing
 
 
@@ -73,29 +69,11 @@ class ModelInfo:
         return self.description.create_time
 
     @property
+    def order(self) -> tuple[float, str, int]:
+        """Where it stands in lists, which show the newest first."""
+        return (-self.create_time, self.model_id, -self.version)
+
+    @property
     def weights_path(self) -> Path:
         """The state dict, in safetensors."""
         return self.folder / WEIGHTS_FILE
-
-
-def order(info: ModelInfo) -> tuple[float, str, int]:
-    """Newest first, as a key to sort by."""
-    return (-info.create_time, info.model_id, -info.version)
-
-
-def encode_token(info: ModelInfo) -> str:
-    """The token of the page that begins after this one."""
-    return base64.urlsafe_b64encode(json.dumps(order(info)).encode()).decode()
-
-
-def decode_token(token: str) -> tuple[float, str, int]:
-    """The `order` of the last one on the page before.
-
-    Raises:
-        InvalidArgumentError: no page gave this token.
-    """
-    try:
-        time, model_id, version = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
-        return float(time), str(model_id), int(version)
-    except (binascii.Error, ValueError, TypeError):
-        raise InvalidArgumentError.field("page_token", token[:100], "next_page_token of the page before") from None

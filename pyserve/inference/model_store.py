@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyserve import paging
 from pyserve.data.staging import remove_folder, remove_leftovers, staging_folder, sync_file, sync_folder
 from pyserve.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from pyserve.inference.description import read_description
-from pyserve.inference.model_info import ModelInfo, decode_token, encode_token, order
+from pyserve.inference.model_info import ModelInfo
 from pyserve.inference.model_record import ModelRecord, read_record, write_record
 from pyserve.spec import RESOURCE_ID
 
@@ -32,8 +33,6 @@ _NAME = re.compile(
 )
 NAME_FORMS = "models/{model_id}, models/{model_id}/versions/{n} or models/{model_id}@{alias}"
 _NAMED_IN_ERRORS = 10
-_DEFAULT_PAGE = 100
-_MAX_PAGE = 1000
 # A folder's time of change has the grain of the file system's clock: what was read within this time after a change
 # may miss another change that bears the same time, and is not kept.
 _GRAIN_NS = 50_000_000
@@ -220,15 +219,13 @@ class ModelStore:
         Raises:
             InvalidArgumentError: a negative size, or a token that no page gave.
         """
-        if page_size < 0:
-            raise InvalidArgumentError.field("page_size", page_size, "≥ 0")
-        size = min(page_size or _DEFAULT_PAGE, _MAX_PAGE)
-        infos = sorted(self._readable(), key=order)
+        size = paging.page_size(page_size)
+        infos = sorted(self._readable(), key=lambda info: info.order)
         if page_token:
-            after = decode_token(page_token)
-            infos = [info for info in infos if order(info) > after]
+            after = tuple(paging.decode_token(page_token, (float, str, int)))
+            infos = [info for info in infos if info.order > after]
         page = infos[:size]
-        return page, encode_token(page[-1]) if len(infos) > size else ""
+        return page, paging.encode_token(page[-1].order) if len(infos) > size else ""
 
     def _ids(self) -> Sequence[str]:
         return sorted(p.name for p in self._root.iterdir() if re.fullmatch(RESOURCE_ID, p.name) and p.is_dir())

@@ -251,7 +251,9 @@ async def _serve(settings: Settings, on_ready: Callable[[str], None] | None) -> 
         hurrying.cancel()
         await draining
         return
-    log.warning("Ctrl-C while draining: ends without waiting; jobs are INTERRUPTED at their last checkpoint")
+    log.warning(
+        "Ctrl-C while draining: ends without waiting; running jobs are INTERRUPTED at their last checkpoint"
+    )
     os._exit(1)  # workers end with this process
 
 

@@ -12,8 +12,6 @@ from pyserve.inference.work import FIRST_PRIORITY, LAST_PRIORITY
 from pyserve.spec import RESOURCE_ID
 from pyserve.v1 import common_pb2
 
-DEFAULT_PAGE_SIZE = 100
-MAX_PAGE_SIZE = 1000
 _MODEL = re.compile(rf"models/{RESOURCE_ID}(/versions/[1-9][0-9]{{0,8}}|@{RESOURCE_ID})?")
 _JOB = r"jobs/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
@@ -28,13 +26,6 @@ def request_id(value: str, field: str = "request_id") -> str:
         return str(uuid.UUID(value))
     except ValueError:
         raise InvalidArgumentError.field(field, value, "a UUID, or nothing") from None
-
-
-def page_size(value: int) -> int:
-    """How many entries a page gets: 0 means 100, more than 1000 means 1000."""
-    if value < 0:
-        raise InvalidArgumentError.field("page_size", value, "≥ 0")
-    return min(value or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
 
 
 def resource_id(value: str, field: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.rpc import error_details_pb2
 
 from pyserve.client import AsyncClient, Client
 from pyserve.client.calls import Calls
@@ -192,6 +193,21 @@ def test_predict_splits_large_batches_over_one_version(client: Any, fake: FakeSe
     assert [request.model for request in fake.requests] == ["models/m", *["models/m/versions/1"] * 2]
     assert fake.requests[0].images.data[0] == b"first"
     assert answer.model == "models/m/versions/1"
+
+
+def test_bad_pictures_are_named_as_the_caller_knows_them(client: Any, fake: FakeServer, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"first")
+    violations = [
+        error_details_pb2.BadRequest.FieldViolation(field=f"images.data[{i}]", description="is no picture")
+        for i in (0, 2)
+    ]
+    bad = error_details_pb2.BadRequest(field_violations=violations)
+    fake.failures = [lambda _: None, failing(grpc.StatusCode.INVALID_ARGUMENT, "as the server says it", bad)]
+    with pytest.raises(InvalidArgumentError) as info:
+        client.predict("models/m", [*[b"x"] * 66, path])
+    assert info.value.message == f"images[64]: is no picture; {path}: is no picture"
+    assert [v.field for v in info.value.fields] == ["images[64]", "images[66]"]
 
 
 def test_predict_splits_by_size(client: Any, fake: FakeServer) -> None:

@@ -218,6 +218,16 @@ def test_a_tar_header_of_any_size_is_never_read(tmp_path: Path) -> None:
     assert message == "the archive is damaged: an entry's header is too long"
 
 
+def test_a_tar_entry_of_negative_size(tmp_path: Path) -> None:
+    """It would take back what others have counted."""
+    header = bytearray(tarfile.TarInfo("red/1.png").tobuf(tarfile.USTAR_FORMAT))
+    header[124:136] = b"\xff" * 10 + b"\xfe\x00"  # −512 in base 256
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    message = refused(tmp_path, bytes(header) + bytes(10240))
+    assert message == "the archive is damaged: the size of 'red/1.png' is negative"
+
+
 def test_an_encrypted_zip(tmp_path: Path) -> None:
     archive = bytearray(zipped({"a.png": b"x"}))
     for sign, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):

@@ -12,7 +12,6 @@ from PIL import Image
 from pyserve.v1 import common_pb2, datasets_pb2, insight_pb2, jobs_pb2, predict_pb2
 from tests.server.support import CLASSES, Stubs, failure, pictures, png, zipped
 
-
 SMALLEST = 2.0**-126  # a float32 that is smaller counts as this one
 
 

@@ -91,8 +91,7 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
 
     async def List(self, request: datasets_pb2.ListDatasetsRequest, context: Any) -> Any:
         """A page of datasets."""
-        size = validate.page_size(request.page_size)
-        manifests, token = await self._pools.quick.run(self._catalog.list, size, request.page_token)
+        manifests, token = await self._pools.quick.run(self._catalog.list, request.page_size, request.page_token)
         return datasets_pb2.ListDatasetsResponse(
             datasets=[convert.dataset(manifest) for manifest in manifests], next_page_token=token
         )

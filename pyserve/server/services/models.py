@@ -60,8 +60,7 @@ class ModelsService(models_pb2_grpc.ModelsServicer):
 
     async def List(self, request: models_pb2.ListModelsRequest, context: Any) -> models_pb2.ListModelsResponse:
         """A page of model versions."""
-        size = validate.page_size(request.page_size)
-        infos, token = await self._pools.quick.run(self._store.list, size, request.page_token)
+        infos, token = await self._pools.quick.run(self._store.list, request.page_size, request.page_token)
         return models_pb2.ListModelsResponse(models=[self._describe(i) for i in infos], next_page_token=token)
 
     async def Load(self, request: models_pb2.LoadModelRequest, context: Any) -> models_pb2.LoadModelResponse:

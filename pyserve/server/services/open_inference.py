@@ -9,6 +9,7 @@ from contextlib import aclosing
 from importlib.metadata import version as package_version
 from typing import Any
 
+from pyserve import paging
 from pyserve.errors import InvalidArgumentError, NotFoundError, UnimplementedError
 from pyserve.inference.batcher import Batcher
 from pyserve.inference.loaded_models import LoadedModels
@@ -29,7 +30,6 @@ from pyserve.server.streams import as_done
 SERVICE = "inference.GRPCInferenceService"
 _EXTENSIONS = ("classification", "model_configuration", "model_repository", "schedule_policy", "statistics")
 _INTEGER = ("int64_param", "uint64_param")
-_PAGE = 1000
 
 
 class OpenInferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -211,7 +211,7 @@ class OpenInferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         infos: list[ModelInfo] = []
         token = ""
         while True:
-            page, token = self._store.list(_PAGE, token)
+            page, token = self._store.list(paging.MOST, token)
             infos += page
             if not token:
                 return infos
