@@ -104,7 +104,7 @@ class Batcher:
         request = Request(
             predictor, pictures, tta=tta, priority=priority, deadline=deadline, arrival=now, field=field
         )
-        if not request.count:
+        if not request.count and request.settle():
             request.answer()
             return request.future
         with self._changed:
@@ -254,11 +254,12 @@ class Batcher:
                 for picture, row in zip(batch.pictures, answers, strict=True)
                 if picture.request.picture_answered(picture.index, row) and picture.request.settle()
             ]
-        answered = [picture for picture in done if picture.request.answer()]
         predictor.statistics.batch_done(len(batch.pictures), batch.reason.value, end - begin)
         predictor.statistics.answered(
-            [(end - p.request.arrival, begin - p.request.arrival - p.decode_s) for p in answered]
+            [(end - p.request.arrival, begin - p.request.arrival - p.decode_s) for p in done]
         )
+        for picture in done:
+            picture.request.answer()
 
     def _fail(self, batch: Batch, error: Exception) -> None:
         """The network failed: every request of the batch does, and no other."""

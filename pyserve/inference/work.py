@@ -148,24 +148,19 @@ class Request:
         return not self.unanswered
 
     def settle(self) -> bool:
-        """Whether the caller is the first to settle the request, and so has to `answer` it or let it `fail`."""
-        first = not self.is_over
+        """Whether somebody still waits and nobody else has settled it: then `answer` it, or let it `fail`."""
+        if self._settled or not self.future.set_running_or_notify_cancel():
+            return False
         self._settled = True
-        return first
+        return True
 
-    def answer(self) -> bool:
-        """Give the caller the probabilities; False where it has gone meanwhile."""
-        if not self.future.set_running_or_notify_cancel():
-            return False
+    def answer(self) -> None:
+        """Give the caller the probabilities."""
         self.future.set_result(self._answer)
-        return True
 
-    def fail(self, error: BaseException) -> bool:
-        """Give the caller an error; False where it has gone meanwhile."""
-        if not self.future.set_running_or_notify_cancel():
-            return False
+    def fail(self, error: BaseException) -> None:
+        """Give the caller an error."""
         self.future.set_exception(error)
-        return True
 
     def fault(self) -> InvalidArgumentError:
         """The error that names every bad picture."""

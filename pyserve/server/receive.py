@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pyserve.errors import InvalidArgumentError
+import grpc
+
+from pyserve.errors import InvalidArgumentError, PyserveError
 from pyserve.server.pools import Pools
 from pyserve.server.uploads import MAX_CHUNK_BYTES, Upload, UploadPlan, Uploads
+
+# A client that is still sending when its call ends may see a broken connection instead of the answer (grpc.aio
+# does), so what it has under way is read first; a client that goes on for longer than this has itself to blame.
+_PATIENCE_S = 2.0
+
+
+@asynccontextmanager
+async def heard_out(messages: AsyncIterator[Any]) -> AsyncIterator[None]:
+    """A block that may end before the client has sent all: reads on for a moment, so that the client is told."""
+    try:
+        yield
+    except PyserveError:
+        await _read_on(messages)
+        raise
+    await _read_on(messages)
 
 
 async def header(messages: AsyncIterator[Any]) -> Any:
@@ -54,6 +72,15 @@ async def receive(
     finally:
         # Not through a pool that may refuse; shielded, since a caller that is gone cancels this coroutine.
         await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, upload.close))
+
+
+async def _read_on(messages: AsyncIterator[Any]) -> None:
+    async def discard() -> None:
+        async for _ in messages:
+            pass
+
+    with suppress(asyncio.TimeoutError, grpc.RpcError):
+        await asyncio.wait_for(discard(), _PATIENCE_S)
 
 
 async def _write(upload: Upload, messages: AsyncIterator[Any], pools: Pools) -> None:

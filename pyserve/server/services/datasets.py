@@ -14,7 +14,7 @@ from pyserve.errors import AlreadyExistsError, FailedPreconditionError, InvalidA
 from pyserve.server import convert, validate
 from pyserve.server.ledger import Entry, RequestLedger
 from pyserve.server.pools import Pools
-from pyserve.server.receive import header, receive
+from pyserve.server.receive import header, heard_out, receive
 from pyserve.server.uploads import UploadPlan, Uploads
 from pyserve.v1 import datasets_pb2, datasets_pb2_grpc
 
@@ -49,12 +49,15 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
     async def Upload(self, request_iterator: Any, context: Any) -> datasets_pb2.Dataset:
         """Take in an archive."""
         messages = aiter(request_iterator)
-        plan, options = _plan(await header(messages))
+        async with heard_out(messages):
+            plan, options = _plan(await header(messages))
 
-        def make(path: Path) -> str:
-            return _name(self._catalog.add_archive(plan.resource_id, path, options))
+            def make(path: Path) -> str:
+                return self._catalog.add_archive(plan.resource_id, path, options).name
 
-        name = await receive(self._uploads, plan, messages, self._pools, ensure_free=self._ensure_free, make=make)
+            name = await receive(
+                self._uploads, plan, messages, self._pools, ensure_free=self._ensure_free, make=make
+            )
         return await self._describe(name)
 
     async def QueryUpload(self, request: datasets_pb2.QueryUploadRequest, context: Any) -> Any:
@@ -77,7 +80,7 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
 
         def register() -> str:
             self._ensure_free(dataset_id)
-            return _name(self._catalog.register(dataset_id, Path(request.path), options))
+            return self._catalog.register(dataset_id, Path(request.path), options).name
 
         if not request_id:
             return await self._describe(await self._pools.slow.run(register))
@@ -152,7 +155,3 @@ def _plan(message: datasets_pb2.UploadHeader) -> tuple[UploadPlan, Any]:
         options=asdict(options),
     )
     return plan, options
-
-
-def _name(manifest: Any) -> str:
-    return f"datasets/{manifest.dataset_id}"

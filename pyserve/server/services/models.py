@@ -21,7 +21,7 @@ from pyserve.inference.model_info import ModelInfo
 from pyserve.inference.model_store import ModelStore
 from pyserve.server import convert, validate
 from pyserve.server.pools import Pools
-from pyserve.server.receive import header, receive
+from pyserve.server.receive import header, heard_out, receive
 from pyserve.server.uploads import UploadPlan, Uploads
 from pyserve.v1 import models_pb2, models_pb2_grpc
 
@@ -104,13 +104,14 @@ class ModelsService(models_pb2_grpc.ModelsServicer):
     async def Import(self, request_iterator: Any, context: Any) -> models_pb2.Model:
         """Make a version of an archive."""
         messages = aiter(request_iterator)
-        plan = _plan(await header(messages))
+        async with heard_out(messages):
+            plan = _plan(await header(messages))
 
-        def add(archive: Path) -> str:
-            return self._store.add(plan.resource_id, lambda folder: self._unpack(archive, folder))
+            def add(archive: Path) -> str:
+                return self._store.add(plan.resource_id, lambda folder: self._unpack(archive, folder))
 
-        # any model may get one more version
-        name = await receive(self._uploads, plan, messages, self._pools, ensure_free=lambda _: None, make=add)
+            # any model may get one more version
+            name = await receive(self._uploads, plan, messages, self._pools, ensure_free=lambda _: None, make=add)
         return self._describe(await self._pools.quick.run(self._store.get, name))
 
     def _unpack(self, archive: Path, folder: Path) -> None:
