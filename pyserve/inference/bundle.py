@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -62,14 +63,23 @@ class Bundle:
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(self.model)}
         return sum(storages.values())
 
+    @cached_property
+    def _channels(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and std on the device: nothing may be copied there while a CUDA graph is recorded."""
+        mean, std = (
+            torch.tensor(v, device=self.device) for v in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        return mean.view(3, 1, 1), std.view(3, 1, 1)
+
     def prepare(self, batch: torch.Tensor) -> torch.Tensor:
         """uint8 [N, 3, presize, presize] as the network's input on its device, as validation does it."""
         view = evaluation_view(batch.to(self.device), self.preprocessing.image_size)
         return self.normalize(view)
 
     def normalize(self, view: torch.Tensor) -> torch.Tensor:
-        """float [N, 3, S, S] in 0…1 as the network's input on its device, channels-last."""
-        values = normalize(view.to(self.device), self.preprocessing.mean, self.preprocessing.std)
+        """float [N, 3, S, S] in 0…1 as the network's input on its device, channels-last; as training does it."""
+        mean, std = self._channels
+        values = (view.to(self.device) - mean) / std
         return values.to(self.dtype, memory_format=torch.channels_last)
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_CPU_BATCH, _GPU_BATCH = 8, 32
+
 
 @dataclass(frozen=True)
 class MemoryChange:
@@ -42,7 +44,8 @@ class LoadedModels:
 
     Args:
         store: where the models lie.
-        settings: `max_models_bytes`, `predict_threads`, `predict_dtype` and `max_image_pixels` are read.
+        settings: `max_models_bytes`, `max_batch_size`, `predict_threads`, `predict_dtype` and `max_image_pixels`
+            are read.
         device: where models run; by default a GPU where there is one.
     """
 
@@ -52,6 +55,8 @@ class LoadedModels:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype_name = settings.predict_dtype
         self._dtype: torch.dtype = getattr(torch, settings.predict_dtype)
+        on_gpu = self.device.type == "cuda"
+        self.max_batch_size = settings.max_batch_size or (_GPU_BATCH if on_gpu else _CPU_BATCH)
         self.budget_bytes = settings.max_models_bytes or memory.total_bytes(self.device) // 2
         self._cache: LoadingCache[str, Predictor] = LoadingCache(self.budget_bytes, _size)
         self._unloaded: set[str] = set()
@@ -151,6 +156,7 @@ class LoadedModels:
                 bundle,
                 threads=self._settings.predict_threads,
                 max_image_pixels=self._settings.max_image_pixels,
+                max_batch_size=self.max_batch_size,
             )
 
         # the weights as they are on disk, and once more folded

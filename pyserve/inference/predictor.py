@@ -6,7 +6,6 @@ A picture's answer does not depend on what else is in its batch beyond rounding:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from pyserve.data.images import decode_square
 from pyserve.data.transforms import evaluation_view, tta_views
 from pyserve.errors import InvalidArgumentError
 from pyserve.inference.bundle import Bundle
+from pyserve.inference.cuda_graphs import CudaGraphs, bucket_sizes
 from pyserve.inference.statistics import ModelStatistics
 
 DEFAULT_TOP_K = 5
@@ -43,16 +43,31 @@ class Predictor:
         bundle: the model; see `load_bundle`.
         threads: cores for those who decode many pictures for it; 0 means as many as torch uses.
         max_image_pixels: larger pictures are refused before they are decoded.
+        max_batch_size: on a GPU, passes of up to this size are recorded now; 0 means none.
 
     Attributes:
         statistics: what the batcher has done with it.
     """
 
     def __init__(
-        self, bundle: Bundle, *, threads: int = 0, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
+        self,
+        bundle: Bundle,
+        *,
+        threads: int = 0,
+        max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
+        max_batch_size: int = 0,
     ) -> None:
         self._bundle = bundle
         self._max_image_pixels = max_image_pixels
+        self._graphs: CudaGraphs | None = None
+        if max_batch_size and bundle.device.type == "cuda":
+            self._graphs = CudaGraphs(
+                self._forward,
+                side=bundle.preprocessing.presize,
+                classes=len(bundle.labels),
+                sizes=bucket_sizes(max_batch_size),
+                device=bundle.device,
+            )
         self.threads = threads or torch.get_num_threads()
         self.statistics = ModelStatistics()
 
@@ -122,9 +137,17 @@ class Predictor:
         """
         if not len(batch):
             return np.zeros((0, len(self.labels)), np.float32)
-        size = self._bundle.preprocessing.image_size
+        preprocessing = self._bundle.preprocessing
+        is_decoded = batch.dtype == torch.uint8 and batch.shape[-1] == preprocessing.presize
+        if self._graphs is not None and is_decoded and not tta and len(batch) <= self._graphs.largest:
+            return self._graphs.run(batch.numpy())
         batch = batch.to(self._bundle.device)
-        return self._mean_softmax(tta_views(batch, size) if tta else [evaluation_view(batch, size)])
+        if not tta:
+            answer: Probabilities = self._forward(batch).cpu().numpy()
+            return answer
+        views = tta_views(batch, preprocessing.image_size)
+        mean = torch.stack([self._softmax(view) for view in views]).mean(dim=0)
+        return mean.cpu().numpy()
 
     def top(self, probabilities: Probabilities, top_k: int = DEFAULT_TOP_K) -> list[list[Score]]:
         """The likeliest classes of each row, most likely first; of equally likely ones the lower index first.
@@ -144,11 +167,10 @@ class Predictor:
             for row, best in zip(probabilities, order, strict=True)
         ]
 
-    def _mean_softmax(self, views: Sequence[torch.Tensor]) -> Probabilities:
-        total: torch.Tensor | None = None
-        for view in views:
-            probabilities = self._bundle.model(self._bundle.normalize(view)).float().softmax(dim=1)
-            total = probabilities if total is None else total + probabilities
-        assert total is not None  # noqa: S101  there is always one view
-        mean: Probabilities = (total / len(views)).cpu().numpy()
-        return mean
+    def _forward(self, batch: torch.Tensor) -> torch.Tensor:
+        """Of pictures on the device."""
+        return self._softmax(evaluation_view(batch, self._bundle.preprocessing.image_size))
+
+    def _softmax(self, view: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self._bundle.model(self._bundle.normalize(view))
+        return logits.float().softmax(dim=1)

@@ -53,7 +53,6 @@ SERVICES = (
     *(f"pyserve.v1.{name}" for name in ("Datasets", "Jobs", "Predict", "Models", "Insight")),
     OPEN_INFERENCE,
 )
-_CPU_BATCH, _GPU_BATCH = 8, 32
 _CLEAN_INTERVAL_S = 600.0
 
 
@@ -265,7 +264,7 @@ def _batcher(settings: Settings, models: LoadedModels) -> Batcher:
     """One for the device that models run on: as many lanes as cores on a CPU, one on a GPU."""
     on_cpu, threads = models.device.type == "cpu", _predict_threads(settings)
     policy = Policy(
-        max_batch_size=settings.max_batch_size or (_CPU_BATCH if on_cpu else _GPU_BATCH),
+        max_batch_size=models.max_batch_size,
         preferred_sizes=tuple(settings.preferred_batch_sizes),
         max_delay_s=settings.max_queue_delay_s,
         lanes=threads if on_cpu else 1,

@@ -70,6 +70,11 @@ class Prediction:
                 return older
         return await self._pools.slow.run(self.models.get, name)
 
+    async def loaded(self, name: str) -> None:
+        """Return when the version that a name means now is in memory, or the attempt to load it has ended."""
+        if (loading := self._loading.get(name)) is not None:
+            await loading
+
     def check_count(self, count: int, field: str) -> None:
         """Refuse a request of too many pictures.
 

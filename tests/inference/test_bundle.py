@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from pyserve.data.transforms import evaluation_view, normalize
 from pyserve.errors import DataLossError, FailedPreconditionError, InvalidArgumentError
 from pyserve.inference.bundle import load_bundle, save_bundle
 from pyserve.inference.description import DESCRIPTION_FILE, GOLDEN_FILE, WEIGHTS_FILE, Preprocessing
@@ -186,3 +187,13 @@ def test_loading_disturbs_nobodys_random_numbers(tmp_path: Path) -> None:
     torch.manual_seed(5)
     load_bundle(tmp_path)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_input_is_normalised_as_in_training(tmp_path: Path) -> None:
+    saved(tmp_path)
+    view = evaluation_view(golden(5), 16)
+    expected = normalize(view, PREPROCESSING.mean, PREPROCESSING.std)
+    got = load_bundle(tmp_path).normalize(view)
+    assert torch.equal(got, expected)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert load_bundle(tmp_path, dtype=torch.bfloat16).normalize(view).dtype == torch.bfloat16
