@@ -263,4 +263,4 @@ class Backlog:
 
 def _latest_start(picture: Picture) -> float:
     """When a pass must begin to be in time, as far as the model's speed is known."""
-    return picture.request.deadline - picture.request.predictor.statistics.picture_s
+    return picture.request.terms.deadline - picture.request.predictor.statistics.picture_s

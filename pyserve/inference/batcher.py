@@ -8,6 +8,7 @@ for the device most of the time.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import threading
@@ -27,7 +28,7 @@ from pyserve.errors import (
     UnavailableError,
 )
 from pyserve.inference.backlog import Backlog, Batch, Decode, Policy, Wait
-from pyserve.inference.work import DEFAULT_PRIORITY, Picture, Pictures, Request
+from pyserve.inference.work import DEFAULT_TERMS, Picture, Pictures, Request, Terms, resolve
 
 if TYPE_CHECKING:
     from pyserve.inference.predictor import Predictor, Probabilities
@@ -71,24 +72,14 @@ class Batcher:
             worker.start()
 
     def submit(
-        self,
-        predictor: Predictor,
-        pictures: Pictures,
-        *,
-        tta: bool = False,
-        priority: int = DEFAULT_PRIORITY,
-        deadline: float = math.inf,
-        field: str = "images.data",
+        self, predictor: Predictor, pictures: Pictures, terms: Terms = DEFAULT_TERMS
     ) -> Future[Probabilities]:
         """Queue pictures.
 
         Args:
             predictor: the model.
             pictures: encoded files, or an array that `Predictor.check_tensor` gave; not to be changed any more.
-            tta: the mean over several views of each picture.
-            priority: 1 (first) to 3 (last).
-            deadline: when the answer is worthless, in the clock of `time.monotonic`.
-            field: what errors call the list of pictures.
+            terms: how.
 
         Returns:
             float32 [N, classes]. Cancelling it takes what has not begun out of the queue. Its error is an
@@ -100,21 +91,17 @@ class Batcher:
             DeadlineExceededError: the answer cannot be there in time.
             UnavailableError: the batcher is closed.
         """
-        now = time.monotonic()
-        request = Request(
-            predictor, pictures, tta=tta, priority=priority, deadline=deadline, arrival=now, field=field
-        )
-        if not request.count and request.settle():
-            request.answer()
-            return request.future
-        with self._changed:
-            self._admit(request, now)
-            self._requests.add(request)
-            self._bytes += request.size_bytes
-            self._backlog.add(request.split(self.policy.max_batch_size), now)
-            self._changed.notify()  # whoever takes the first picture wakes the next worker where there are more
-        request.future.add_done_callback(lambda _: self._leave(request))
-        return request.future
+        future: Future[Probabilities] = Future()
+        self._queue(Request(predictor, pictures, future, terms, time.monotonic()))
+        return future
+
+    async def predict(
+        self, predictor: Predictor, pictures: Pictures, terms: Terms = DEFAULT_TERMS
+    ) -> Probabilities:
+        """Queue pictures and wait: as `submit`, but on an event loop, which is woken once for a whole batch."""
+        future: asyncio.Future[Probabilities] = asyncio.get_running_loop().create_future()
+        self._queue(Request(predictor, pictures, future, terms, time.monotonic()))
+        return await future
 
     def unanswered(self, predictor: Predictor | None = None) -> tuple[int, int]:
         """Requests without an answer yet, of one model or of all, and their pictures without one."""
@@ -126,25 +113,37 @@ class Batcher:
         """Refuse new requests and fail those that wait; return when the workers have ended."""
         with self._changed:
             self._closed = True
-            waiting = [request for request in self._requests if request.settle()]
+            stopped = UnavailableError("the server stopped before the pictures were predicted")
+            waiting = [request for request in self._requests if request.settle(stopped)]
             self._changed.notify_all()
-        for request in waiting:
-            request.fail(UnavailableError("the server stopped before the pictures were predicted"))
+        self._end(waiting)
         for worker in self._workers:
             worker.join()
 
+    def _queue(self, request: Request) -> None:
+        if not request.count and request.settle():
+            request.resolve()
+            return
+        with self._changed:
+            self._admit(request)
+            self._requests.add(request)
+            self._bytes += request.size_bytes
+            self._backlog.add(request.split(self.policy.max_batch_size), request.arrival)
+            self._changed.notify()  # whoever takes the first picture wakes the next worker where there are more
+        request.future.add_done_callback(lambda _: self._left(request))
+
     # Admission
 
-    def _admit(self, request: Request, now: float) -> None:
+    def _admit(self, request: Request) -> None:
         if self._closed:
             raise UnavailableError("the server is stopping")
         if len(self._requests) >= self._max_requests:
             raise self._exhausted(f"too many requests wait: the limit is {self._max_requests}", request)
         if self._requests and self._bytes + request.size_bytes > self._max_bytes:
             raise self._exhausted(f"too many pictures wait: the limit is {self._max_bytes} bytes", request)
-        if math.isinf(request.deadline):
+        if math.isinf(request.terms.deadline):
             return
-        left_s, ahead_s = request.deadline - now, self._ahead_s(request)
+        left_s, ahead_s = request.terms.deadline - request.arrival, self._ahead_s(request)
         if left_s <= 0 or _OPTIMISM * ahead_s > left_s:
             raise DeadlineExceededError(
                 f"the answer cannot be there in time: {max(left_s, 0) * 1e3:.0f} ms are left, "
@@ -156,7 +155,7 @@ class Batcher:
         seconds = sum(
             other.unanswered * other.predictor.statistics.picture_s
             for other in self._requests
-            if other.priority <= request.priority
+            if other.terms.priority <= request.terms.priority
         )
         return seconds / self.policy.lanes
 
@@ -166,14 +165,27 @@ class Batcher:
         limits = {"limit": str(self._max_requests), "limit_bytes": str(self._max_bytes)}
         return ResourceExhaustedError(message, retry_delay_s=delay_s, metadata=limits)
 
-    def _leave(self, request: Request) -> None:
-        """A request is over, in whatever way."""
+    def _end(self, settled: list[Request]) -> None:
+        """Requests that are decided on leave, and their callers are told."""
+        if not settled:
+            return
         with self._changed:
-            self._requests.discard(request)
-            self._bytes -= request.size_bytes
-        if request.future.cancelled() or request.future.exception() is not None:
-            request.predictor.statistics.failed(time.monotonic() - request.arrival)
+            for request in settled:
+                self._forget(request)
+        resolve(settled)
+
+    def _forget(self, request: Request) -> None:
+        self._requests.discard(request)
+        self._bytes -= request.size_bytes
         request.release()
+
+    def _left(self, request: Request) -> None:
+        """A request's future is done: by its caller, unless it was settled."""
+        if request.is_settled:
+            return
+        with self._changed:
+            self._forget(request)
+        request.predictor.statistics.failed(time.monotonic() - request.arrival)
 
     # Workers
 
@@ -197,7 +209,7 @@ class Batcher:
                     return None
                 now = time.monotonic()
                 choice = self._backlog.choose(now, self._idle)
-                late = [request for request in self._backlog.late if request.settle()]
+                late = [request for request in self._backlog.late if request.settle(_late())]
                 self._backlog.late.clear()
                 if not isinstance(choice, Wait):
                     if self._idle and self._backlog.has_more:
@@ -207,8 +219,7 @@ class Batcher:
                     self._changed.wait(None if math.isinf(choice.until) else max(choice.until - now, 0))
                     self._idle -= 1
                     continue
-            for request in late:
-                request.fail(DeadlineExceededError("the call's deadline passed before the model had answered"))
+            self._fail(late)
             if not isinstance(choice, Wait):
                 return choice
 
@@ -232,9 +243,9 @@ class Batcher:
                 self._backlog.undecodable(picture)
             else:
                 self._backlog.decoded(picture, end)
-            failed = request.picture_decoded(picture.index, fault) and request.settle()
-        if failed:
-            request.fail(request.fault())
+            fails = request.picture_decoded(picture.index, fault) and request.settle(request.fault())
+        if fails:
+            self._fail([request])
 
     def _run(self, batch: Batch) -> None:
         request = batch.pictures[0].request
@@ -242,9 +253,9 @@ class Batcher:
         begin = time.monotonic()
         try:
             rows = torch.from_numpy(np.stack([picture.row for picture in batch.pictures]))
-            answers = predictor.probabilities(rows, tta=request.tta)
+            answers = predictor.probabilities(rows, tta=request.terms.tta)
         except Exception as error:
-            self._fail(batch, error)
+            self._batch_failed(batch, error)
             return
         end = time.monotonic()
         with self._changed:
@@ -258,18 +269,26 @@ class Batcher:
         predictor.statistics.answered(
             [(end - p.request.arrival, begin - p.request.arrival - p.decode_s) for p in done]
         )
-        for picture in done:
-            picture.request.answer()
+        self._end([picture.request for picture in done])
 
-    def _fail(self, batch: Batch, error: Exception) -> None:
+    def _batch_failed(self, batch: Batch, error: Exception) -> None:
         """The network failed: every request of the batch does, and no other."""
         name = batch.pictures[0].request.predictor.name
         log.error("%s failed on a batch of %d", name, len(batch.pictures), exc_info=error)
         with self._changed:
             self._backlog.batch_done(batch)
-            failed = [picture.request for picture in batch.pictures if picture.request.settle()]
-        for request in failed:
-            request.fail(_as_ours(error))
+            failed = [picture.request for picture in batch.pictures if picture.request.settle(_as_ours(error))]
+        self._fail(failed)
+
+    def _fail(self, settled: list[Request]) -> None:
+        now = time.monotonic()
+        for request in settled:
+            request.predictor.statistics.failed(now - request.arrival)
+        self._end(settled)
+
+
+def _late() -> DeadlineExceededError:
+    return DeadlineExceededError("the call's deadline passed before the model had answered")
 
 
 def _as_ours(error: Exception) -> PyserveError:

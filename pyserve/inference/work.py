@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import asyncio
+import math
+from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +24,29 @@ FIRST_PRIORITY, DEFAULT_PRIORITY, LAST_PRIORITY = 1, 2, 3
 # What is asked: encoded files, or an array [N, 3, S, S] that `Predictor.check_tensor` gave.
 Pictures = Sequence[bytes] | npt.NDArray[Any]
 
+AnyFuture = Future["Probabilities"] | asyncio.Future["Probabilities"]
+
 _numbers = count()
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How pictures are to be predicted.
+
+    Attributes:
+        tta: test-time augmentation: the mean over several views of each picture.
+        priority: FIRST_PRIORITY to LAST_PRIORITY.
+        deadline: when the answer is worthless, in the clock of `time.monotonic`.
+        field: what errors call the list of pictures.
+    """
+
+    tta: bool = False
+    priority: int = DEFAULT_PRIORITY
+    deadline: float = math.inf
+    field: str = "images.data"
+
+
+DEFAULT_TERMS = Terms()
 
 
 class Picture:
@@ -52,38 +78,25 @@ class Request:
     Args:
         predictor: the model.
         pictures: see `Pictures`, at least one.
-        tta: test-time augmentation.
-        priority: FIRST_PRIORITY to LAST_PRIORITY.
-        deadline: when the answer is worthless, in the clock of `time.monotonic`.
-        arrival: now, in the same clock.
-        field: what errors call the list of pictures.
+        future: gets float32 [N, classes], or an error; of asyncio it belongs to its loop. Cancelled by a caller
+            that is gone.
+        terms: what else the caller wants.
+        arrival: now, in the clock of `time.monotonic`.
 
     Attributes:
-        future: float32 [N, classes] in the end, or an error; the caller may cancel it.
         size_bytes: of the pictures as they came.
         count: N.
         unanswered: pictures that have no probabilities yet.
     """
 
     def __init__(
-        self,
-        predictor: Predictor,
-        pictures: Pictures,
-        *,
-        tta: bool,
-        priority: int,
-        deadline: float,
-        arrival: float,
-        field: str = "images.data",
+        self, predictor: Predictor, pictures: Pictures, future: AnyFuture, terms: Terms, arrival: float
     ) -> None:
         self.predictor = predictor
-        self.tta = tta
-        self.priority = priority
-        self.deadline = deadline
+        self.future = future
+        self.terms = terms
         self.arrival = arrival
-        self._field = field
         self.count = len(pictures)
-        self.future: Future[Probabilities] = Future()
         self._array = pictures if isinstance(pictures, np.ndarray) else None
         self._encoded: Sequence[bytes] = () if isinstance(pictures, np.ndarray) else pictures
         self.size_bytes = sum(map(len, self._encoded)) if self._array is None else self._array.nbytes
@@ -91,6 +104,7 @@ class Request:
         self.unanswered = self.count
         self._faults: dict[int, str] = {}
         self._answer: Probabilities = np.empty((self.count, len(predictor.labels)), np.float32)
+        self._error: BaseException | None = None
         self._settled = False
 
     @property
@@ -105,14 +119,14 @@ class Request:
 
     def can_be_in_time(self, now: float) -> bool:
         """Whether a pass that begins now would end before the deadline, at half the time it usually takes."""
-        return now + 0.5 * self.predictor.statistics.picture_s <= self.deadline
+        return now + 0.5 * self.predictor.statistics.picture_s <= self.terms.deadline
 
     def split(self, batch_size: int) -> list[Picture]:
         """Its pictures, in an order that is fair: every `batch_size` of them as if they had come a batch later."""
         array = self._array
         side = self.predictor.bundle.preprocessing.presize
         form = ("uint8", side) if array is None else (array.dtype.name, array.shape[-1])
-        kind = (id(self.predictor), *form, self.tta)
+        kind = (id(self.predictor), *form, self.terms.tta)
         batch_s = batch_size * self.predictor.statistics.picture_s
         number = next(_numbers)
         return [
@@ -120,7 +134,7 @@ class Request:
                 self,
                 index,
                 kind,
-                (self.priority, self.arrival + index // batch_size * batch_s, number, index),
+                (self.terms.priority, self.arrival + index // batch_size * batch_s, number, index),
                 None if array is None else array[index],
             )
             for index in range(self.count)
@@ -147,25 +161,38 @@ class Request:
         self.unanswered -= 1
         return not self.unanswered
 
-    def settle(self) -> bool:
-        """Whether somebody still waits and nobody else has settled it: then `answer` it, or let it `fail`."""
-        if self._settled or not self.future.set_running_or_notify_cancel():
+    def settle(self, error: BaseException | None = None) -> bool:
+        """Decide how it ends, unless that is decided or nobody waits any more; then it is to be resolved.
+
+        Args:
+            error: None for the probabilities.
+        """
+        if self.is_over:
             return False
-        self._settled = True
+        self._settled, self._error = True, error
         return True
 
-    def answer(self) -> None:
-        """Give the caller the probabilities."""
-        self.future.set_result(self._answer)
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is decided how it ends."""
+        return self._settled
 
-    def fail(self, error: BaseException) -> None:
-        """Give the caller an error."""
-        self.future.set_exception(error)
+    def resolve(self) -> None:
+        """Give the caller what was decided; on the loop of its future, where that has one."""
+        if isinstance(self.future, Future):
+            if not self.future.set_running_or_notify_cancel():
+                return
+        elif self.future.done():  # cancelled a moment ago
+            return
+        if self._error is None:
+            self.future.set_result(self._answer)
+        else:
+            self.future.set_exception(self._error)
 
     def fault(self) -> InvalidArgumentError:
         """The error that names every bad picture."""
         violations = tuple(
-            FieldViolation(f"{self._field}[{index}]", self._faults[index]) for index in sorted(self._faults)
+            FieldViolation(f"{self.terms.field}[{index}]", self._faults[index]) for index in sorted(self._faults)
         )
         message = "; ".join(f"{v.field}: {v.description}" for v in violations)
         return InvalidArgumentError(message, fields=violations)
@@ -173,3 +200,21 @@ class Request:
     def release(self) -> None:
         """Let go of the pictures; what is left of the request in a queue is small then."""
         self._encoded, self._array = (), None
+
+
+def resolve(requests: Iterable[Request]) -> None:
+    """Give the callers of settled requests what was decided: those of one event loop at once, waking it once."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Request]] = {}
+    for request in requests:
+        if isinstance(request.future, Future):
+            request.resolve()
+        else:
+            by_loop.setdefault(request.future.get_loop(), []).append(request)
+    for loop, theirs in by_loop.items():
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(_resolve_here, theirs)
+
+
+def _resolve_here(requests: list[Request]) -> None:
+    for request in requests:
+        request.resolve()

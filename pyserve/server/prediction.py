@@ -15,7 +15,7 @@ from pyserve.errors import PyserveError, ResourceExhaustedError
 from pyserve.inference.batcher import Batcher
 from pyserve.inference.loaded_models import LoadedModels
 from pyserve.inference.predictor import Predictor, Probabilities
-from pyserve.inference.work import DEFAULT_PRIORITY, Pictures
+from pyserve.inference.work import Pictures, Terms
 from pyserve.server.pools import Pools
 
 log = logging.getLogger(__name__)
@@ -86,30 +86,20 @@ class Prediction:
                 field, f"{count} pictures", f"at most {self._max_images}, the server's max_predict_images"
             )
 
-    async def answer(
-        self,
-        model: Predictor,
-        pictures: Pictures,
-        *,
-        tta: bool = False,
-        priority: int = DEFAULT_PRIORITY,
-        deadline: float = math.inf,
-        field: str = "images.data",
-    ) -> Probabilities:
+    async def answer(self, model: Predictor, pictures: Pictures, terms: Terms) -> Probabilities:
         """Probabilities, float32 [N, classes]; a caller that is cancelled takes its pictures out of the queue.
 
         Args:
             pictures: encoded files, or an array of prepared pictures in any layout; not too many.
-            tta, priority, deadline, field: see `Batcher.submit`.
+            terms: how.
 
         Raises:
             InvalidArgumentError: an array that the model does not take.
             What `Batcher.submit` raises and gives.
         """
         if isinstance(pictures, np.ndarray):  # in a thread: it looks at every value
-            pictures = await self._pools.quick.run(model.check_tensor, pictures, field)
-        future = self.batcher.submit(model, pictures, tta=tta, priority=priority, deadline=deadline, field=field)
-        return await asyncio.wrap_future(future)
+            pictures = await self._pools.quick.run(model.check_tensor, pictures, terms.field)
+        return await self.batcher.predict(model, pictures, terms)
 
     def _load_meanwhile(self, name: str) -> None:
         if name in self._loading:

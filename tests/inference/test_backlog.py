@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pyserve.inference.backlog import Backlog, Batch, Decode, Policy, Reason, Wait
 from pyserve.inference.statistics import ModelStatistics
-from pyserve.inference.work import Picture, Request
+from pyserve.inference.work import Picture, Request, Terms
 
 CPU = Policy(max_batch_size=4, lanes=2, max_delay_s=0.002)
 GPU = Policy(max_batch_size=4, lanes=1, max_delay_s=0.002)
@@ -33,9 +33,8 @@ class Model:
 MODEL = Model()
 
 
-def request(count: int = 1, *, arrival: float = 0.0, model: Model = MODEL, **options: Any) -> Request:
-    values: dict[str, Any] = {"tta": False, "priority": 2, "deadline": math.inf} | options
-    return Request(model, [b"x"] * count, arrival=arrival, **values)
+def request(count: int = 1, *, arrival: float = 0.0, model: Model = MODEL, **terms: Any) -> Request:
+    return Request(model, [b"x"] * count, Future(), Terms(**terms), arrival)
 
 
 def add(backlog: Backlog, request: Request, now: float = 0.0, batch_size: int = 4) -> list[Picture]:
@@ -182,7 +181,7 @@ def test_priorities_come_before_arrival() -> None:
     backlog = Backlog(CPU)
     for arrival, priority in enumerate((3, 2, 1)):
         add(backlog, request(arrival=arrival, priority=priority))
-    assert [decode(backlog).request.priority for _ in range(3)] == [1, 2, 3]
+    assert [decode(backlog).request.terms.priority for _ in range(3)] == [1, 2, 3]
 
 
 def test_a_large_request_does_not_hold_up_small_ones_nor_they_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 import threading
@@ -27,6 +28,7 @@ from pyserve.errors import (
 from pyserve.inference.backlog import Policy
 from pyserve.inference.batcher import Batcher
 from pyserve.inference.statistics import ModelStatistics
+from pyserve.inference.work import Terms
 
 CLASSES = 4
 BAD = b"bad"
@@ -103,12 +105,8 @@ def test_thousands_of_tagged_requests_get_their_own_answers() -> None:
             for _ in range(300):
                 tags = [next(numbers) for _ in range(mine.choice([1, 1, 1, 2, 5, 11]))]
                 tta = mine.random() < 0.2
-                future = made.submit(
-                    model,
-                    [data(tag) for tag in tags],
-                    tta=tta,
-                    priority=mine.choice([1, 2, 3]),
-                )
+                terms = Terms(tta=tta, priority=mine.choice([1, 2, 3]))
+                future = made.submit(model, [data(tag) for tag in tags], terms)
                 if mine.random() < 0.1:
                     future.cancel()
                 asked.append((tags, tta, future))
@@ -157,11 +155,7 @@ def test_a_bad_picture_fails_its_request_alone_and_every_one_is_named() -> None:
         first = made.submit(model, [data(1)])
         assert model.started.acquire(timeout=10)
         good = [made.submit(model, [data(10 + i)]) for i in range(7)]
-        mixed = made.submit(
-            model,
-            [data(20), BAD, data(21), BAD],
-            field="inputs[0]",
-        )
+        mixed = made.submit(model, [data(20), BAD, data(21), BAD], Terms(field="inputs[0]"))
         alone = made.submit(model, [BAD])
         with pytest.raises(InvalidArgumentError) as info:
             mixed.result(10)
@@ -216,7 +210,7 @@ def test_expired_deadlines_leave_the_queue_as_it_was() -> None:
             first = made.submit(model, [data(1)])
             assert model.started.acquire(timeout=10)
             deadline = time.monotonic() + 0.2
-            late = [made.submit(model, [data(9)], deadline=deadline) for _ in range(32)]
+            late = [made.submit(model, [data(9)], Terms(deadline=deadline)) for _ in range(32)]
             time.sleep(0.21)
             model.gate.set()
             for future in late:
@@ -235,12 +229,12 @@ def test_a_deadline_that_cannot_be_met_is_told_at_once() -> None:
     model.statistics.batch_done(1, "empty", 10.0)  # ten seconds a picture
     with batcher(policy={"lanes": 1}, threads=1) as made:
         with pytest.raises(DeadlineExceededError, match="0 ms are left"):
-            made.submit(model, [data(1)], deadline=time.monotonic() - 1)
+            made.submit(model, [data(1)], Terms(deadline=time.monotonic() - 1))
         model.gate.clear()
         first = made.submit(model, [data(1)])
         assert model.started.acquire(timeout=10)
         with pytest.raises(DeadlineExceededError, match="what waits before it takes about 10000 ms"):
-            made.submit(model, [data(2)], deadline=time.monotonic() + 2)
+            made.submit(model, [data(2)], Terms(deadline=time.monotonic() + 2))
         model.gate.set()
         assert rows(first) == [expected(1)]
 
@@ -271,7 +265,7 @@ def test_priorities() -> None:
         model.gate.clear()
         made.submit(model, [data(1)])
         assert model.started.acquire(timeout=10)
-        futures = [made.submit(model, [data(p * 10)], priority=p) for p in (3, 2, 1, 2)]
+        futures = [made.submit(model, [data(p * 10)], Terms(priority=p)) for p in (3, 2, 1, 2)]
         model.gate.set()
         for future in futures:
             future.result(10)
@@ -319,3 +313,39 @@ def test_passes_use_the_threads_of_workers_that_have_nothing_to_do() -> None:
         assert min(seen) == 1
     assert torch.get_num_threads() == before
     assert math.prod(seen) <= 3
+
+
+async def test_an_event_loop_gets_its_answers_too() -> None:
+    model = EchoModel()
+    with batcher() as made:
+        answers = await asyncio.gather(*(made.predict(model, [data(i), data(i + 1)]) for i in range(200)))
+        assert [a.tolist() for a in answers] == [[expected(i), expected(i + 1)] for i in range(200)]
+        with pytest.raises(InvalidArgumentError):
+            await made.predict(model, [BAD])
+        model.gate.clear()
+        waiting = [asyncio.create_task(made.predict(model, [data(7)])) for _ in range(50)]
+        await asyncio.sleep(0.05)
+        for task in waiting[::2]:
+            task.cancel()
+        await asyncio.sleep(0.05)
+        assert made.unanswered()[0] == 25
+        model.gate.set()
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [isinstance(o, asyncio.CancelledError) for o in outcomes] == [i % 2 == 0 for i in range(50)]
+        assert made.unanswered() == (0, 0)
+    figures = model.statistics.snapshot()
+    assert (figures.success.count, figures.failure.count) == (225, 26)
+
+
+async def test_a_caller_that_leaves_at_the_last_moment_is_counted_once() -> None:
+    model = EchoModel()
+    with batcher() as made:
+        for number in range(300):
+            task = asyncio.create_task(made.predict(model, [data(number)]))
+            await asyncio.sleep(random.random() * 0.001)
+            task.cancel()
+            await asyncio.wait([task])
+        while made.unanswered()[0]:  # noqa: ASYNC110  # the batcher knows no event loops
+            await asyncio.sleep(0.01)
+        figures = model.statistics.snapshot()
+    assert figures.success.count + figures.failure.count == 300

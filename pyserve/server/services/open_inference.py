@@ -16,7 +16,7 @@ from pyserve.inference.loaded_models import LoadedModels
 from pyserve.inference.model_info import ModelInfo
 from pyserve.inference.model_store import ModelStore
 from pyserve.inference.predictor import Predictor, Probabilities
-from pyserve.inference.work import DEFAULT_PRIORITY
+from pyserve.inference.work import DEFAULT_PRIORITY, Terms
 from pyserve.open_inference import grpc_service_pb2 as pb
 from pyserve.open_inference import grpc_service_pb2_grpc
 from pyserve.server import open_inference as protocol
@@ -110,17 +110,14 @@ class OpenInferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         name = protocol.resource_name(request.model_name, request.model_version)
         pictures = protocol.pictures(request, self._prediction.check_count)
         wanted = protocol.wanted_outputs(request)
-        field = protocol.input_field(request)
-        tta = protocol.parameter(request, "tta", ("bool_param",), "a bool")
-        model = await self._prediction.model(name)
-        probabilities = await self._prediction.answer(
-            model,
-            pictures,
-            tta=bool(tta),
+        terms = Terms(
+            tta=bool(protocol.parameter(request, "tta", ("bool_param",), "a bool")),
             priority=_priority(request),
             deadline=deadline_of(context, _timeout_s(request)),
-            field=field,
+            field=protocol.input_field(request),
         )
+        model = await self._prediction.model(name)
+        probabilities = await self._prediction.answer(model, pictures, terms)
         if probabilities.size > MANY_PROBABILITIES:
             return await self._pools.quick.run(_response, request, wanted, model, probabilities)
         return _response(request, wanted, model, probabilities)

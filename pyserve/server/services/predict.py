@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pyserve.errors import InvalidArgumentError, PyserveError
 from pyserve.inference.predictor import DEFAULT_TOP_K, Predictor, Probabilities
-from pyserve.inference.work import DEFAULT_PRIORITY, Pictures
+from pyserve.inference.work import DEFAULT_PRIORITY, Pictures, Terms
 from pyserve.server import validate
 from pyserve.server.pools import Pools
 from pyserve.server.prediction import MANY_PROBABILITIES, STREAM_LIMIT, Prediction, deadline_of
@@ -75,10 +75,9 @@ class PredictService(predict_pb2_grpc.PredictServicer):
             raise InvalidArgumentError.field("top_k", top_k, "≥ 1")
         priority = validate.priority(request.priority) if request.HasField("priority") else DEFAULT_PRIORITY
         pictures, field = self._pictures(request)
+        terms = Terms(request.tta, priority, deadline, field)
         model = await self._prediction.model(name)
-        probabilities = await self._prediction.answer(
-            model, pictures, tta=request.tta, priority=priority, deadline=deadline, field=field
-        )
+        probabilities = await self._prediction.answer(model, pictures, terms)
         if probabilities.size > MANY_PROBABILITIES:
             return await self._pools.quick.run(_response, model, probabilities, top_k)
         return _response(model, probabilities, top_k)
