@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -444,3 +445,16 @@ def test_reflection_tells_of_the_protocol(stubs: Stubs) -> None:
     service = DescriptorPool(database).FindServiceByName("inference.GRPCInferenceService")
     theirs = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
     assert {m.name for m in service.methods} == {m.name for m in theirs.methods}
+
+
+def test_the_example_of_the_documentation_runs(
+    stubs: Stubs, trained: jobs_pb2.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "serving.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photo.jpg").write_bytes(png(1, 3))
+    printed: list[Any] = []
+    program = code.replace("127.0.0.1:50051", stubs.address).replace('"pets"', '"colours"')
+    exec(program, {"print": printed.append})  # noqa: S102  # our own page
+    assert printed[0][0][0].decode().endswith(f":1:{CLASSES[1]}")
