@@ -34,10 +34,10 @@ from pyserve.inference.description import (
 )
 from pyserve.kernels.fuse import fuse
 
-# Largest difference of a logit from the golden one, relative to the largest logit (or to 1 where that is
-# smaller). In float32 folding BatchNorm and another order of additions stay within 1e-4, in bfloat16 rounding
-# stays within a few hundredths; a wrong weight or a wrong kernel does not.
-GOLDEN_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+# Largest difference of a logit from the golden one, relative to the largest logit (or to 1 where that is smaller).
+# In float32 folding BatchNorm and another order of additions stay within 1e-4, in bfloat16 rounding stays within
+# 1e-2; a wrong weight or a wrong kernel does not.
+GOLDEN_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 _HASH_CHUNK_BYTES = 1 << 20
 
 
@@ -165,12 +165,12 @@ def load_bundle(
 def _build(folder: Path, description: Description, name: str) -> nn.Module:
     state = _load_tensors(folder / WEIGHTS_FILE, name)
     try:
-        with torch.random.fork_rng(devices=[]):  # its random first weights are nobody's business
+        with torch.device("meta"):  # no first weights, which would only be written over
             model = models.create_model(description.architecture, len(description.labels))
     except InvalidArgumentError as error:
         raise FailedPreconditionError(f"{name}: {error.message}") from error
     try:
-        model.load_state_dict(state, strict=True)
+        model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:  # names the keys that are missing, unexpected or of another shape
         reason = " ".join(str(error).split())[:300]
         raise DataLossError(f"{name}: {WEIGHTS_FILE} does not fit {description.architecture}: {reason}") from error
