@@ -32,7 +32,7 @@ from pyserve.inference.description import (
     Preprocessing,
     read_description,
 )
-from pyserve.kernels.fuse import fuse
+from pyserve.kernels.fuse import FusedModel, fuse
 
 # Largest difference of a logit from the golden one, relative to the largest logit (or to 1 where that is smaller).
 # In float32 folding BatchNorm and another order of additions stay within 1e-4, in bfloat16 rounding stays within
@@ -50,7 +50,7 @@ class Bundle:
     """
 
     name: str
-    model: nn.Module
+    model: FusedModel
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     description: Description
@@ -59,9 +59,9 @@ class Bundle:
 
     @property
     def memory_bytes(self) -> int:
-        """What the model's tensors take on its device, bytes."""
+        """What the model takes on its device at present, weights packed for the kernels included, bytes."""
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(self.model)}
-        return sum(storages.values())
+        return sum(storages.values()) + self.model.packed_bytes
 
     @cached_property
     def _channels(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CPU_BATCH, _GPU_BATCH = 8, 32
+# Times the size on disk: as they are there, folded, and packed for the kernels of small and of large batches. A
+#     guess
+# that makes room before a model is loaded; what it really takes is known afterwards.
+_SIZE_IN_MEMORY = 6
 
 
 @dataclass(frozen=True)
@@ -151,16 +155,17 @@ class LoadedModels:
             nonlocal loads
             loads = True
             bundle = load_bundle(info.folder, self.device, name=info.name, dtype=self._dtype)
-            log.info("loaded %s: %d bytes", info.name, bundle.memory_bytes)
-            return Predictor(
+            predictor = Predictor(
                 bundle,
                 threads=self._settings.predict_threads,
                 max_image_pixels=self._settings.max_image_pixels,
                 max_batch_size=self.max_batch_size,
             )
+            predictor.warm_up(self.max_batch_size)
+            log.info("loaded %s: %d bytes", info.name, bundle.memory_bytes)
+            return predictor
 
-        # the weights as they are on disk, and once more folded
-        predictor = self._cache.get(info.name, load, weight=2 * info.size_bytes, pin=pin)
+        predictor = self._cache.get(info.name, load, weight=_SIZE_IN_MEMORY * info.size_bytes, pin=pin)
         if loads:
             memory.give_back()
         return predictor

@@ -33,7 +33,7 @@ class LoadingCache(Generic[K, V]):
 
     Args:
         capacity: most weight kept, ≥ 1; a single value may exceed it, alone.
-        weigh: weight of a value, once it is made; by default each weighs 1.
+        weigh: weight of a value at present, once it is made; by default each weighs 1.
     """
 
     def __init__(self, capacity: int, weigh: Callable[[V], int] = lambda _: 1) -> None:
@@ -104,7 +104,6 @@ class LoadingCache(Generic[K, V]):
                     del self._entries[key]
             entry.future.set_exception(error)
             raise
-        entry.weight = self._weigh(value)
         entry.future.set_result(value)
         with self._lock:
             self._throw_out()
@@ -121,6 +120,9 @@ class LoadingCache(Generic[K, V]):
 
     def _throw_out(self) -> None:
         """Make room before the newest is made; what others make stays, even if it is too much for a while."""
+        for entry in self._entries.values():
+            if entry.is_ready:  # values may grow in use
+                entry.weight = self._weigh(entry.future.result())
         last = next(reversed(self._entries), None)
         for key in [k for k, e in self._entries.items() if e.future.done() and not e.pinned and k != last]:
             if sum(entry.weight for entry in self._entries.values()) <= self._capacity:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from pyserve import kernels
+
 _LIBC = ctypes.CDLL(None)
 
 
@@ -31,6 +33,7 @@ def used_bytes(device: torch.device) -> int:
 def give_back() -> None:
     """Return to the system what nobody uses: allocators keep what was freed, for the next who asks."""
     gc.collect()
+    kernels.release_workspace()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if hasattr(_LIBC, "malloc_trim"):  # glibc

@@ -24,6 +24,8 @@ DEFAULT_TOP_K = 5
 BATCH_TOLERANCE = 1e-5
 DEFAULT_MAX_IMAGE_PIXELS = 64_000_000
 
+_MANY_SIZES = 16
+
 Probabilities = npt.NDArray[np.float32]
 
 
@@ -148,6 +150,15 @@ class Predictor:
         views = tta_views(batch, preprocessing.image_size)
         mean = torch.stack([self._softmax(view) for view in views]).mean(dim=0)
         return mean.cpu().numpy()
+
+    def warm_up(self, largest: int) -> None:
+        """Predict batches of every size up to the largest once: kernels are chosen and weights packed by size.
+
+        Where there are many sizes, only those that double.
+        """
+        side = self._bundle.preprocessing.presize
+        for size in range(1, largest + 1) if largest <= _MANY_SIZES else bucket_sizes(largest):
+            self.probabilities(torch.zeros(size, 3, side, side, dtype=torch.uint8))
 
     def top(self, probabilities: Probabilities, top_k: int = DEFAULT_TOP_K) -> list[list[Score]]:
         """The likeliest classes of each row, most likely first; of equally likely ones the lower index first.
