@@ -59,10 +59,12 @@ class Batcher:
         self._max_bytes = max_bytes
         self._on_cpu = on_cpu
         self._backlog = Backlog(policy)
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._requests: set[Request] = set()
         self._bytes = 0
-        self._idle = 0
+        # Of the workers that have nothing to do the one that worked last is woken first: its caches, and the threads
+        # that help it with a pass, are warm.
+        self._idle: list[threading.Condition] = []
         self._closed = False
         self._workers = [
             threading.Thread(target=self._work, name=f"pyserve-predict-{i}", daemon=True)
@@ -105,17 +107,18 @@ class Batcher:
 
     def unanswered(self, predictor: Predictor | None = None) -> tuple[int, int]:
         """Requests without an answer yet, of one model or of all, and their pictures without one."""
-        with self._changed:
+        with self._lock:
             waiting = [r for r in self._requests if predictor is None or r.predictor is predictor]
             return len(waiting), sum(request.unanswered for request in waiting)
 
     def close(self) -> None:
         """Refuse new requests and fail those that wait; return when the workers have ended."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             stopped = UnavailableError("the server stopped before the pictures were predicted")
             waiting = [request for request in self._requests if request.settle(stopped)]
-            self._changed.notify_all()
+            while self._idle:
+                self._wake_one()
         self._end(waiting)
         for worker in self._workers:
             worker.join()
@@ -124,12 +127,12 @@ class Batcher:
         if not request.count and request.settle():
             request.resolve()
             return
-        with self._changed:
+        with self._lock:
             self._admit(request)
             self._requests.add(request)
             self._bytes += request.size_bytes
             self._backlog.add(request.split(self.policy.max_batch_size), request.arrival)
-            self._changed.notify()  # whoever takes the first picture wakes the next worker where there are more
+            self._wake_one()  # which wakes the next where there is more to do
         request.future.add_done_callback(lambda _: self._left(request))
 
     # Admission
@@ -169,7 +172,7 @@ class Batcher:
         """Requests that are decided on leave, and their callers are told."""
         if not settled:
             return
-        with self._changed:
+        with self._lock:
             for request in settled:
                 self._forget(request)
         resolve(settled)
@@ -183,41 +186,52 @@ class Batcher:
         """A request's future is done: by its caller, unless it was settled."""
         if request.is_settled:
             return
-        with self._changed:
+        with self._lock:
             self._forget(request)
         request.predictor.statistics.failed(time.monotonic() - request.arrival)
 
     # Workers
 
+    def _wake_one(self) -> None:
+        """Wake a worker, if one is idle; the lock is held."""
+        if self._idle:
+            self._idle.pop().notify()
+
     def _work(self) -> None:
         threads = 0
-        while (choice := self._next()) is not None:
+        wake = threading.Condition(self._lock)
+        while (choice := self._next(wake)) is not None:
             if isinstance(choice, Decode):
                 self._decode(choice.picture)
                 continue
-            wanted = max((self._idle + 1) // choice.parts, 1) if self._on_cpu else 1
+            wanted = max((len(self._idle) + 1) // choice.parts, 1) if self._on_cpu else 1
             if wanted != threads:
                 torch.set_num_threads(wanted)  # of what this thread calls; others keep theirs
                 threads = wanted
             self._run(choice)
 
-    def _next(self) -> Decode | Batch | None:
-        """What this worker is to do; None where the batcher is closed."""
+    def _next(self, wake: threading.Condition) -> Decode | Batch | None:
+        """What this worker is to do; None where the batcher is closed.
+
+        Args:
+            wake: the worker's own.
+        """
         while True:
-            with self._changed:
+            with self._lock:
                 if self._closed:
                     return None
                 now = time.monotonic()
-                choice = self._backlog.choose(now, self._idle)
+                choice = self._backlog.choose(now, len(self._idle))
                 late = [request for request in self._backlog.late if request.settle(_late())]
                 self._backlog.late.clear()
                 if not isinstance(choice, Wait):
                     if self._idle and self._backlog.has_more:
-                        self._changed.notify()
+                        self._wake_one()
                 elif not late:
-                    self._idle += 1
-                    self._changed.wait(None if math.isinf(choice.until) else max(choice.until - now, 0))
-                    self._idle -= 1
+                    self._idle.append(wake)
+                    wake.wait(None if math.isinf(choice.until) else max(choice.until - now, 0))
+                    if wake in self._idle:  # its time was up
+                        self._idle.remove(wake)
                     continue
             self._fail(late)
             if not isinstance(choice, Wait):
@@ -238,7 +252,7 @@ class Batcher:
         end = time.monotonic()
         picture.decode_s = end - begin
         request.predictor.statistics.decoded(picture.decode_s)
-        with self._changed:
+        with self._lock:
             if fault:
                 self._backlog.undecodable(picture)
             else:
@@ -258,7 +272,7 @@ class Batcher:
             self._batch_failed(batch, error)
             return
         end = time.monotonic()
-        with self._changed:
+        with self._lock:
             self._backlog.batch_done(batch)
             done = [
                 picture
@@ -275,7 +289,7 @@ class Batcher:
         """The network failed: every request of the batch does, and no other."""
         name = batch.pictures[0].request.predictor.name
         log.error("%s failed on a batch of %d", name, len(batch.pictures), exc_info=error)
-        with self._changed:
+        with self._lock:
             self._backlog.batch_done(batch)
             failed = [picture.request for picture in batch.pictures if picture.request.settle(_as_ours(error))]
         self._fail(failed)
