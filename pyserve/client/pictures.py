@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,7 +26,7 @@ Pictures: TypeAlias = "Picture | Sequence[Picture] | npt.NDArray[np.uint8] | npt
 
 
 def predict_requests(
-    model: str, images: Pictures, top_k: int | None, tta: bool
+    model: str, images: Pictures, top_k: int | None, tta: bool, priority: int | None = None
 ) -> Iterator[predict_pb2.PredictRequest]:
     """One request for each batch of at most `BATCH_IMAGES` pictures and `BATCH_BYTES`, at least one.
 
@@ -34,7 +34,21 @@ def predict_requests(
         InvalidArgumentError: for an array of another shape or type, or a file that cannot be read.
     """
     for batch in _tensors(images) if hasattr(images, "dtype") else _encoded(images):
-        yield predict_pb2.PredictRequest(model=model, top_k=top_k, tta=tta, **batch)
+        yield predict_pb2.PredictRequest(model=model, top_k=top_k, tta=tta, priority=priority, **batch)
+
+
+def stream_requests(
+    model: str, images: Iterable[Picture], top_k: int | None, tta: bool, priority: int | None
+) -> Iterator[predict_pb2.PredictStreamRequest]:
+    """One request for each picture, its position as its id.
+
+    Raises:
+        InvalidArgumentError: for a file that cannot be read.
+    """
+    for index, item in enumerate(images):
+        request = predict_pb2.PredictRequest(model=model, top_k=top_k, tta=tta, priority=priority)
+        request.images.data.append(_bytes(item, index))
+        yield predict_pb2.PredictStreamRequest(id=str(index), request=request)
 
 
 def for_caller(error: InvalidArgumentError, images: Pictures, done: int) -> InvalidArgumentError:

@@ -140,12 +140,19 @@ class JobStore:
         token = paging.encode_token([rows[size - 1]["number"], wanted]) if len(rows) > size else ""
         return [_record(row) for row in rows[:size]], token
 
-    def users_of(self, dataset: str) -> Sequence[str]:
-        """Names of the jobs that have not ended for good and read a dataset, newest first."""
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs are in each state."""
+        with self._database.read() as db:
+            rows = db.execute("SELECT state, COUNT(*) AS count FROM jobs GROUP BY state").fetchall()
+        found = {JobState(row["state"]): int(row["count"]) for row in rows}
+        return {state: found.get(state, 0) for state in JobState}
+
+    def users_of(self, resources: Sequence[str]) -> Sequence[str]:
+        """Names of the jobs that have not ended for good and read one of these resources, newest first."""
         names, token = [], ""
         while True:
             page, token = self.list(paging.MOST, token, [state for state in JobState if state not in TERMINAL])
-            names += [record.name for record in page if record.training.dataset == dataset]
+            names += [r.name for r in page if {r.training.dataset, r.training.weights} & set(resources)]
             if not token:
                 return names
 

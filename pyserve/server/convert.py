@@ -15,7 +15,7 @@ from google.rpc import status_pb2
 from pyserve.data.folder import ScanOptions
 from pyserve.data.manifest import Manifest
 from pyserve.errors import InvalidArgumentError
-from pyserve.inference.model_store import ModelInfo
+from pyserve.inference.model_info import ModelInfo
 from pyserve.insight.figures import FigureFile
 from pyserve.jobs.events import Artifact, Event, JobState, Payload, StateChange
 from pyserve.jobs.records import JobRecord, Result, TrainResult
@@ -202,7 +202,7 @@ def _set_result(message: jobs_pb2.Job, result: Result) -> None:
 # Models and figures
 
 
-def model(info: ModelInfo) -> models_pb2.Model:
+def model(info: ModelInfo, *, loaded: bool) -> models_pb2.Model:
     """A model version as its clients see it."""
     return models_pb2.Model(
         name=info.name,
@@ -214,6 +214,8 @@ def model(info: ModelInfo) -> models_pb2.Model:
         size_bytes=info.size_bytes,
         create_time=timestamp(info.create_time),
         provenance=info.provenance,
+        aliases=info.aliases,
+        loaded=loaded,
     )
 
 

@@ -7,9 +7,12 @@ import uuid
 from typing import Literal
 
 from pyserve.errors import InvalidArgumentError
+from pyserve.inference.model_store import NAME_FORMS
+from pyserve.inference.work import FIRST_PRIORITY, LAST_PRIORITY
 from pyserve.spec import RESOURCE_ID
 from pyserve.v1 import common_pb2
 
+_MODEL = re.compile(rf"models/{RESOURCE_ID}(/versions/[1-9][0-9]{{0,8}}|@{RESOURCE_ID})?")
 _JOB = r"jobs/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 Part = Literal["train", "valid"]
@@ -44,9 +47,9 @@ def dataset_name(value: str, field: str = "name") -> str:
 
 
 def model_name(value: str, field: str = "name") -> str:
-    """A model's resource name, with or without a version."""
-    if not re.fullmatch(rf"models/{RESOURCE_ID}(/versions/[1-9][0-9]{{0,8}})?", value):
-        raise InvalidArgumentError.field(field, value, "models/{model_id} or models/{model_id}/versions/{n}")
+    """Any name of a model: with a version, with an alias, or with neither."""
+    if not re.fullmatch(_MODEL, value):
+        raise InvalidArgumentError.field(field, value, NAME_FORMS)
     return value
 
 
@@ -72,6 +75,11 @@ def part(value: int) -> Part:
     if value in (common_pb2.PART_UNSPECIFIED, common_pb2.PART_VALID):
         return "valid"
     raise InvalidArgumentError.field("part", value, "PART_TRAIN or PART_VALID")
+
+
+def priority(value: int, field: str = "priority") -> int:
+    """A prediction's priority."""
+    return in_range(value, FIRST_PRIORITY, LAST_PRIORITY, field)
 
 
 def in_range(value: int, low: int, high: int, field: str) -> int:

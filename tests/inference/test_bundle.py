@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from pyserve.data.transforms import evaluation_view, normalize
 from pyserve.errors import DataLossError, FailedPreconditionError, InvalidArgumentError
 from pyserve.inference.bundle import load_bundle, save_bundle
 from pyserve.inference.description import DESCRIPTION_FILE, GOLDEN_FILE, WEIGHTS_FILE, Preprocessing
@@ -186,3 +187,31 @@ def test_loading_disturbs_nobodys_random_numbers(tmp_path: Path) -> None:
     torch.manual_seed(5)
     load_bundle(tmp_path)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_input_is_normalised_as_in_training(tmp_path: Path) -> None:
+    saved(tmp_path)
+    view = evaluation_view(golden(5), 16)
+    expected = normalize(view, PREPROCESSING.mean, PREPROCESSING.std)
+    got = load_bundle(tmp_path).normalize(view)
+    assert torch.equal(got, expected)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert load_bundle(tmp_path, dtype=torch.bfloat16).normalize(view).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("architecture", ["smallnet", "resnet20", "mobilenet_v2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_weight_is_the_stored_one(tmp_path: Path, architecture: str, dtype: torch.dtype) -> None:
+    model = saved(
+        tmp_path,
+        create_model(architecture, len(LABELS)),
+        architecture=architecture,
+        preprocessing=PREPROCESSING.model_copy(update={"image_size": 32, "presize": 32}),
+        golden_inputs=golden(side=32),
+    )
+    bundle = load_bundle(tmp_path, dtype=dtype)
+    expected, got = model.state_dict(), bundle.model.state_dict()
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[name].to(got[name].dtype), got[name]) for name in expected)
+    assert {t.dtype for t in bundle.model.parameters()} == {dtype}
+    assert bundle.memory_bytes >= sum(p.numel() * dtype.itemsize for p in model.parameters())

@@ -174,7 +174,7 @@ class ServerProcess:
 
     def __init__(self, data_dir: Path, **settings: object) -> None:
         self.data_dir = data_dir
-        self._settings = {"job_threads": 1, "predict_threads": 1, "max_running_jobs": 2} | settings
+        self._settings = {"job_threads": 1, "predict_threads": 1, "job_nice": 0, "max_running_jobs": 2} | settings
         self._log = data_dir.parent / f"{data_dir.name}-{uuid.uuid4().hex[:8]}.log"
         self.start()
 
