@@ -8,30 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from pyserve.cli import main
 from pyserve.cli.output import format_time
 from pyserve.spec import FindLearningRateSpec, TrainSpec
 from pyserve.v1 import jobs_pb2
+from tests.cli_support import Run, runner
 from tests.client.fake import FakeServer, details, failing
-
-
-class Done(NamedTuple):
-    """What a command left."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
 
 
 @pytest.fixture
@@ -45,23 +33,17 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command line; without an address of the test's own it finds no server."""
     monkeypatch.setenv("PYSERVE_ADDRESS", os.environ.get("PYSERVE_ADDRESS", "127.0.0.1:1"))
-
-    def call(*arguments: str) -> Done:
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        code = caught.value.code
-        assert isinstance(code, int)
-        return Done(code, *capsys.readouterr())
-
-    return call
+    return runner(capsys)
 
 
 COMMANDS = (
-    *("serve", "config", "lr-find", "train", "predict", "top-losses", "confusion-matrix", "kernels"),
+    *("serve", "config", "health", "lr-find", "train", "predict", "top-losses", "confusion-matrix", "kernels"),
     *(f"datasets {name}" for name in ("upload", "register", "list", "show", "delete")),
     *(f"jobs {name}" for name in ("list", "show", "watch", "cancel", "resume", "artifacts")),
     *(f"models {name}" for name in ("list", "show")),
+    *(f"tokens {name}" for name in ("create", "list", "revoke")),
 )
 
 
@@ -70,7 +52,7 @@ def test_every_command_explains_itself(command: str, run: Run) -> None:
     done = run(*command.split(), "--help")
     assert done.code == 0
     assert f"pyserve {command}" in done.out
-    remote = command not in ("serve", "config")
+    remote = command.split(maxsplit=1)[0] not in ("serve", "config", "tokens")
     assert ("--address" in done.out) == remote
 
 
@@ -78,7 +60,7 @@ def test_help_names_every_command_and_exit_code(run: Run) -> None:
     done = run("--help")
     assert done.code == 0
     assert all(command.split()[0] in done.out for command in COMMANDS)
-    assert "130 Ctrl-C" in done.out.replace("\n", " ")
+    assert "130 Ctrl-C" in " ".join(done.out.split())
     assert "..." not in done.out.removeprefix("Usage: pyserve [OPTIONS] COMMAND [ARGS]...")
 
 

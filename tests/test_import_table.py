@@ -34,9 +34,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "insight": {"inference", "data", "kernels"},
     "jobs": {"data", "inference"},  # whatever does not load torch: see NEVER_LOAD_TORCH
     "jobs.worker": {"jobs", "training", "insight", "inference", "data", "models", "kernels"},
-    "server": {"jobs", "inference", "insight", "data", "models", "kernels", "v1"},
+    "security": set(),
+    "server": {"jobs", "inference", "insight", "data", "models", "kernels", "security", "v1"},
     "client": {"v1"},
-    "cli": {"client", "v1"},  # server: see below
+    "cli": {"client", "security", "v1"},  # server: see below
     "__main__": {"cli"},
 }
 FOREIGN_TO_KERNELS = {"torch"}
@@ -48,6 +49,7 @@ NEVER_LOAD_TORCH = (
     "v1",
     "client",
     "cli",
+    "security",
     "jobs",  # but its worker
     "data.images",
     "data.manifest",

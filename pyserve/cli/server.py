@@ -1,4 +1,4 @@
-"""`pyserve serve` and `pyserve config`."""
+"""`pyserve serve`, `pyserve config` and `pyserve health`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Annotated
 import typer
 
 from pyserve import config as settings_module
-from pyserve.cli.output import AsJson, print_json, print_table
+from pyserve.cli.exits import EXIT_CODES
+from pyserve.cli.output import Address, AsJson, connect, print_json, print_table
+from pyserve.client import DEFAULT_ADDRESS
+from pyserve.errors import UnavailableError
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
 
@@ -18,6 +21,7 @@ def add_to(parent: typer.Typer) -> None:
     """Add the commands."""
     parent.command()(serve)
     parent.command()(config)
+    parent.command(epilog=EXIT_CODES)(health)
 
 
 def serve(
@@ -26,7 +30,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; default loopback.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
     insecure: Annotated[
-        bool | None, typer.Option("--insecure", help="Allow to listen beyond loopback without credentials.")
+        bool | None, typer.Option("--insecure", help="Allow to listen beyond loopback without TLS or tokens.")
     ] = None,
     log_level: Annotated[
         str | None, typer.Option(metavar="debug|info|warning|error", help="Least level logged.")
@@ -36,7 +40,7 @@ def serve(
 
     Every other setting comes from the environment or the TOML file: see `pyserve config`.
     """
-    _name_file(config_file)
+    name_file(config_file)
     settings = settings_module.load(
         data_dir=data_dir, host=host, port=port, insecure=insecure, log_level=log_level
     )
@@ -47,7 +51,7 @@ def serve(
 
 def config(config_file: ConfigFile = None, as_json: AsJson = False) -> None:
     """Print every setting, its value, origin and meaning."""
-    _name_file(config_file)
+    name_file(config_file)
     settings = settings_module.load()
     origins = settings_module.origins()
     values = settings.model_dump(mode="json")
@@ -59,6 +63,23 @@ def config(config_file: ConfigFile = None, as_json: AsJson = False) -> None:
     print_table(("setting", "value", "from", "meaning"), rows)
 
 
-def _name_file(path: Path | None) -> None:
+def health(
+    address: Address = DEFAULT_ADDRESS,
+    service: Annotated[str, typer.Option(help="One service, such as pyserve.v1.Predict; default: all.")] = "",
+    timeout: Annotated[float, typer.Option(help="Longest wait for the answer, seconds.")] = 5.0,
+) -> None:
+    """Ask whether the server takes calls.
+
+    Exit code 0 where it is SERVING, 5 where it is not. Needs no token.
+    """
+    with connect(address, retry_s=0.0) as client:
+        status = client.health(service, timeout_s=timeout)
+    if status != "SERVING":
+        raise UnavailableError(f"{service or address} is {status}")
+    print(status)
+
+
+def name_file(path: Path | None) -> None:
+    """Take the settings from this file, where one was given."""
     if path is not None:
         os.environ["PYSERVE_CONFIG"] = str(path)

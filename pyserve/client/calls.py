@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import grpc
+from grpc_health.v1 import health_pb2
 
 from pyserve.client.backoff import Backoff
 from pyserve.client.pictures import Pictures, for_caller, predict_requests
@@ -350,6 +351,18 @@ class Calls:
     async def kernels(self, *, timeout_s: float | None = None) -> insight_pb2.KernelsResponse:
         """Which kernel variants run on the server, how often each ran, and what fell back to ATen and why."""
         return await self._call(self._stubs.insight.Kernels, insight_pb2.KernelsRequest(), timeout_s)
+
+    # The server
+
+    async def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
+        """Whether the server, or one of its services, takes calls: "SERVING" or "NOT_SERVING". Needs no token.
+
+        Args:
+            service: such as "pyserve.v1.Predict"; "" means the whole server.
+        """
+        request = health_pb2.HealthCheckRequest(service=service)
+        answer = await self._call(self._stubs.health.Check, request, timeout_s, repeatable=False)
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
     async def _pages(
         self, method: grpc.UnaryUnaryMultiCallable[Any, Any], request: Any, timeout_s: float | None

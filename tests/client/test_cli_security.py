@@ -1,0 +1,95 @@
+"""The command line's tokens, TLS options and health probe; no secret shows where it should not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyserve.security.tokens import TokenFile
+from tests.cli_support import Run
+from tests.client.fake import FakeServer
+from tests.client.guarded import Guarded
+
+
+def test_tokens(run: Run, tmp_path: Path) -> None:
+    folder = ("--data-dir", str(tmp_path))
+    made = run("tokens", "create", "alice", "--scope", "train", "--scope", "predict", "--days", "2", *folder)
+    assert made.code == 0
+    secret = made.out.strip()
+    assert made.err.startswith(f"token {secret.split('_')[1]} for alice: predict, train")
+    listed = run("tokens", "list", *folder)
+    assert secret.split("_")[1] in listed.out
+    assert "predict, train" in listed.out
+    assert secret.split("_", 2)[2] not in listed.out
+    as_json = json.loads(run("tokens", "create", "bob", "--scope", "admin", "--json", *folder).out)
+    assert as_json["name"] == "bob"
+    assert as_json["expire_time"] is None
+    assert "sha256" not in as_json
+    assert [t["name"] for t in json.loads(run("tokens", "list", "--json", *folder).out)["tokens"]] == [
+        "alice",
+        "bob",
+    ]
+    gone = run("tokens", "revoke", as_json["id"], *folder)
+    assert (gone.code, gone.err) == (0, f"token {as_json['id']} of bob is revoked\n")
+    assert [token.name for token in TokenFile(tmp_path / "tokens.json").read()] == ["alice"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (
+            ("create", "a", "--scope", "root"),
+            2,
+            "scope: got 'root', expected one of predict, train, admin",
+        ),
+        (("create", "/", "--scope", "train"), 2, "name: got '/'"),
+        (("create", "a", "--scope", "train", "--days", "0"), 2, "days: got 0.0, expected > 0"),
+        (("revoke", "000000000000"), 3, "no token '000000000000'; there are none"),
+    ],
+)
+def test_wrong_tokens(run: Run, tmp_path: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
+    done = run("tokens", *arguments, "--data-dir", str(tmp_path))
+    assert done.code == code
+    assert words in done.err
+
+
+def test_credentials(run: Run, guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYSERVE_ADDRESS", guarded.address)
+    file = tmp_path / "token"
+    file.write_text(guarded.token + "\n")
+    tls = ("--ca", str(guarded.ca), "--cert", str(guarded.client.cert), "--key", str(guarded.client.key))
+    assert run(*tls, "--token-file", str(file), "jobs", "list").code == 0
+    refused = run(*tls, "jobs", "list")
+    assert (refused.code, "PYSERVE_TOKEN" in refused.err) == (6, True)
+    file.write_text(guarded.weak_token)
+    assert run(*tls, "--token-file", str(file), "jobs", "list").code == 6
+    missing = run("--token-file", str(tmp_path / "none"), "jobs", "list")
+    assert (missing.code, "token-file: got" in missing.err) == (2, True)
+    assert run(*tls, "health").out == "SERVING\n"
+
+
+def test_health(run: Run, fake: FakeServer) -> None:
+    assert run("health", "--address", "127.0.0.1:1").code == 5
+    assert run("health", "--address", fake.address).code == 1  # the fake has no such service
+
+
+def test_settings_that_are_printed_hold_no_secret(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYSERVE_TOKEN", "pyserve_secret")
+    monkeypatch.setenv("PYSERVE_DATA_DIR", str(tmp_path))
+    done = run("config")
+    assert "tokens_file" in done.out
+    assert "pyserve_secret" not in done.out + done.err
+
+
+def test_serve_refuses_to_listen_beyond_loopback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pyserve", "serve", "--host", "0.0.0.0", "--data-dir", str(tmp_path)]  # noqa: S104
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ, timeout=120)
+    assert done.returncode == 2
+    assert "tls_cert and tls_key and a token (`pyserve tokens create`)" in done.stderr
