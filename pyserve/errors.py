@@ -22,6 +22,7 @@ Server and client share this module: what the server raises, the client raises a
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -193,3 +194,11 @@ def error_class(status: str) -> type[PyserveError]:
         if name == status and cls is not DataError:
             return cls
     return InternalError
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a disk without room is the reason, whoever met it: the system, SQLite or safetensors."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    text = str(error)
+    return "disk is full" in text or "No space left on device" in text or "Disk quota exceeded" in text

@@ -60,15 +60,16 @@ class JobStore:
 
     Args:
         path: the SQLite file, made if missing.
+        check: look for damage everywhere in it first; for the server, once, when it starts.
 
     Raises:
         DataLossError: the file is damaged.
         FailedPreconditionError: a later pyserve wrote it, or it cannot be opened.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, check: bool = False) -> None:
         self.path = path
-        self._database = Database(path)
+        self._database = Database(path, check=check)
 
     def close(self) -> None:
         """Close the file; nothing works afterwards."""

@@ -18,6 +18,7 @@ from pyserve.data.catalog import Catalog
 from pyserve.errors import UnavailableError
 from pyserve.inference.model_store import ModelStore
 from pyserve.inference.predictor import PredictorCache
+from pyserve.jobs.data_lock import make_data_dir
 from pyserve.jobs.paths import CACHE_FOLDER, STORE_FILE
 from pyserve.jobs.runner import LocalRunner
 from pyserve.jobs.scheduler import Scheduler
@@ -63,9 +64,9 @@ class Server:
         listening.check_listening(settings, tokens, self._certificates)
         self._settings = settings
         self._data_dir = data_dir = settings.data_dir.resolve()
-        data_dir.mkdir(parents=True, exist_ok=True)
+        make_data_dir(data_dir)
         self._pools = Pools(predict_concurrency=PREDICT_CONCURRENCY, max_waiting=settings.max_waiting_calls)
-        self._store = JobStore(data_dir / STORE_FILE)
+        self._store = JobStore(data_dir / STORE_FILE, check=True)
         self._scheduler = Scheduler(self._store, LocalRunner(), settings)
         self._ledger = RequestLedger(data_dir / "uploads", settings.upload_ttl_s)
         self._uploads = Uploads(self._ledger, settings.max_archive_bytes)
