@@ -46,9 +46,9 @@ class Credentials:
 credentials: ContextVar[Credentials] = ContextVar("credentials", default=Credentials())  # noqa: B039  frozen
 
 
-def connect(address: str, *, retry_s: float = RETRY_S) -> Client:
-    """A client for a command."""
-    return Client(address or DEFAULT_ADDRESS, retry_s=retry_s, **asdict(credentials.get()))
+def connect(address: str, *, retry_s: float = RETRY_S, **given: Any) -> Client:
+    """A client for a command; what is given wins over the options before it."""
+    return Client(address or DEFAULT_ADDRESS, retry_s=retry_s, **(asdict(credentials.get()) | given))
 
 
 def console(*, stderr: bool = False) -> Console:

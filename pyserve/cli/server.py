@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
+import ssl
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pyserve import config as settings_module
 from pyserve.cli.exits import EXIT_CODES
 from pyserve.cli.output import Address, AsJson, connect, print_json, print_table
-from pyserve.client import DEFAULT_ADDRESS
+from pyserve.client import DEFAULT_ADDRESS, Client
 from pyserve.errors import UnavailableError
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
@@ -66,17 +68,50 @@ def config(config_file: ConfigFile = None, as_json: AsJson = False) -> None:
 def health(
     address: Address = DEFAULT_ADDRESS,
     service: Annotated[str, typer.Option(help="One service, such as pyserve.v1.Predict; default: all.")] = "",
+    local: Annotated[
+        bool, typer.Option("--local", help="Ask the server that has these settings on this machine.")
+    ] = False,
+    config_file: ConfigFile = None,
     timeout: Annotated[float, typer.Option(help="Longest wait for the answer, seconds.")] = 5.0,
 ) -> None:
     """Ask whether the server takes calls.
 
     Exit code 0 where it is SERVING, 5 where it is not. Needs no token.
     """
-    with connect(address, retry_s=0.0) as client:
+    name_file(config_file)
+    with _to_own_server(timeout) if local else connect(address, retry_s=0.0) as client:
         status = client.health(service, timeout_s=timeout)
     if status != "SERVING":
-        raise UnavailableError(f"{service or address} is {status}")
+        raise UnavailableError(f"{service or 'the server'} is {status}")
     print(status)
+
+
+def _to_own_server(timeout_s: float) -> Client:
+    """A client for the server with our settings; with TLS it trusts that server's own certificate and no other."""
+    settings = settings_module.load()
+    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    address = f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}"
+    if settings.tls_cert is None:
+        return connect(address, retry_s=0.0)
+    name = _certificate_name(settings.tls_cert, host, settings.port, timeout_s)
+    return connect(address, retry_s=0.0, ca=settings.tls_cert, server_name=name)
+
+
+def _certificate_name(cert: Path, host: str, port: int, timeout_s: float) -> str:
+    """A name in the certificate that the server at this port shows, which must be `cert`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False  # the certificate itself is what is compared
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        context.load_verify_locations(cert)
+        with socket.create_connection((host, port), timeout_s) as plain, context.wrap_socket(plain) as secure:
+            names: Any = (secure.getpeercert() or {}).get("subjectAltName", ())
+            return str(next((name for kind, name in names if kind in ("DNS", "IP Address")), host))
+    except OSError as error:  # SSLError is one
+        problem = (getattr(error, "reason", None) or error.strerror or str(error)).lower()
+        raise UnavailableError(
+            f"no pyserve server with tls_cert {cert} answers at port {port}: {problem}"
+        ) from None
 
 
 def name_file(path: Path | None) -> None:

@@ -24,13 +24,15 @@ class AsyncClient(Calls):
     """A client for asyncio; to be made and used on one event loop, best with `async with`.
 
     Args:
-        address: "host:port" of the server. This and the next five come from the environment where they are None:
-            PYSERVE_ADDRESS, PYSERVE_TOKEN, PYSERVE_CA, PYSERVE_CERT, PYSERVE_KEY, PYSERVE_TLS.
+        address: "host:port" of the server. This and the next six come from the environment where they are None:
+            PYSERVE_ADDRESS, PYSERVE_TOKEN, PYSERVE_CA, PYSERVE_CERT, PYSERVE_KEY, PYSERVE_TLS (1 or 0),
+            PYSERVE_SERVER_NAME.
         token: says who calls, where the server asks for tokens.
         ca: PEM file of the authorities that may vouch for the server, which turns TLS on.
         cert: PEM file of the client's own certificate chain, where the server asks for one (mutual TLS).
         key: PEM file of its private key.
         tls: True turns TLS on with the system's authorities.
+        server_name: the name that the server's certificate must have, where it is not the address's.
         insecure: let the token travel unencrypted beyond loopback, where something else encrypts (a service mesh).
         service_config: gRPC's own, with load balancing, a `retryPolicy` or client-side health checking.
         timeout_s: limit of calls that answer at once; each call takes a `timeout_s` of its own as well.
@@ -47,6 +49,7 @@ class AsyncClient(Calls):
         cert: str | Path | None = None,
         key: str | Path | None = None,
         tls: bool | None = None,
+        server_name: str | None = None,
         insecure: bool = False,
         service_config: Mapping[str, Any] | None = None,
         timeout_s: float = TIMEOUT_S,
@@ -60,6 +63,7 @@ class AsyncClient(Calls):
             cert=cert,
             key=key,
             tls=tls,
+            server_name=server_name,
             insecure=insecure,
             service_config=service_config,
         )
@@ -121,13 +125,15 @@ class Client:
     """A blocking client; its methods may be called from several threads. Best used with `with`.
 
     Args:
-        address: "host:port" of the server. This and the next five come from the environment where they are None:
-            PYSERVE_ADDRESS, PYSERVE_TOKEN, PYSERVE_CA, PYSERVE_CERT, PYSERVE_KEY, PYSERVE_TLS.
+        address: "host:port" of the server. This and the next six come from the environment where they are None:
+            PYSERVE_ADDRESS, PYSERVE_TOKEN, PYSERVE_CA, PYSERVE_CERT, PYSERVE_KEY, PYSERVE_TLS (1 or 0),
+            PYSERVE_SERVER_NAME.
         token: says who calls, where the server asks for tokens.
         ca: PEM file of the authorities that may vouch for the server, which turns TLS on.
         cert: PEM file of the client's own certificate chain, where the server asks for one (mutual TLS).
         key: PEM file of its private key.
         tls: True turns TLS on with the system's authorities.
+        server_name: the name that the server's certificate must have, where it is not the address's.
         insecure: let the token travel unencrypted beyond loopback, where something else encrypts (a service mesh).
         service_config: gRPC's own, with load balancing, a `retryPolicy` or client-side health checking.
         timeout_s: limit of calls that answer at once; each call takes a `timeout_s` of its own as well.
@@ -144,6 +150,7 @@ class Client:
         cert: str | Path | None = None,
         key: str | Path | None = None,
         tls: bool | None = None,
+        server_name: str | None = None,
         insecure: bool = False,
         service_config: Mapping[str, Any] | None = None,
         timeout_s: float = TIMEOUT_S,
@@ -157,6 +164,7 @@ class Client:
             cert=cert,
             key=key,
             tls=tls,
+            server_name=server_name,
             insecure=insecure,
             service_config=service_config,
         )

@@ -31,6 +31,7 @@ class Connection:
         cert: PEM file of the client's own certificate chain (mutual TLS).
         key: PEM file of its private key.
         tls: None means: where `ca` or `cert` is given.
+        server_name: the name that the server's certificate must have, where it is not the address's.
         insecure: let the token travel unencrypted beyond loopback, where something else encrypts (a service mesh).
         service_config: gRPC's, such as a `retryPolicy` of your own.
 
@@ -44,6 +45,7 @@ class Connection:
     cert: Path | None = None
     key: Path | None = None
     tls: bool | None = None
+    server_name: str = ""
     insecure: bool = False
     service_config: Mapping[str, Any] | None = None
 
@@ -64,15 +66,17 @@ class Connection:
     def of(cls, address: str | None = None, **given: Any) -> Connection:
         """A connection whose arguments that are None come from the environment, where it has them.
 
-        PYSERVE_ADDRESS, PYSERVE_TOKEN, PYSERVE_CA, PYSERVE_CERT, PYSERVE_KEY, PYSERVE_TLS (1 or 0).
+        PYSERVE_ADDRESS, PYSERVE_TOKEN, PYSERVE_CA, PYSERVE_CERT, PYSERVE_KEY, PYSERVE_SERVER_NAME, PYSERVE_TLS
+        (1 or 0).
         """
         values = {name: value for name, value in given.items() if value is not None}
-        for name in ("token", "ca", "cert", "key"):
+        for name in ("token", "ca", "cert", "key", "server_name"):
             values.setdefault(name, os.environ.get(f"PYSERVE_{name.upper()}"))
         values.setdefault("tls", _flag("PYSERVE_TLS"))
         for name in ("ca", "cert", "key"):
             values[name] = Path(values[name]).expanduser() if values[name] else None
         values["token"] = (values["token"] or "").strip()
+        values["server_name"] = values["server_name"] or ""
         address = address if address is not None else os.environ.get("PYSERVE_ADDRESS", DEFAULT_ADDRESS)
         return cls(address, **values)
 
@@ -116,6 +120,8 @@ class Connection:
         ]
         if self.service_config is not None:
             options.append(("grpc.service_config", json.dumps(self.service_config)))
+        if self.server_name:
+            options.append(("grpc.ssl_target_name_override", self.server_name))
         if self.is_loopback:
             options.append(("grpc.enable_http_proxy", 0))
         return options

@@ -64,10 +64,10 @@ def error_from_rpc(error: grpc.RpcError, address: str, timeout_s: float | None) 
 def _unreachable(cause: str, address: str) -> PyserveError:
     """No connection: nobody is there, or somebody with whom no TLS connection comes about."""
     metadata = {"cause": cause}
-    if "CERTIFICATE_VERIFY_FAILED" in cause or "peer name" in cause.lower():
+    if "CERTIFICATE_VERIFY_FAILED" in cause or "Hostname Verification" in cause:
         return FailedPreconditionError(
             f"the certificate of {address} is not one to trust here: name its authority (ca, --ca, PYSERVE_CA), "
-            "and address the server by a name in its certificate",
+            "and address the server by a name in its certificate (or server_name, PYSERVE_SERVER_NAME)",
             metadata=metadata,
         )
     if "WRONG_VERSION_NUMBER" in cause:

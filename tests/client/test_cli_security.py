@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from pyserve.config import Settings
 from pyserve.security.tokens import TokenFile
+from pyserve.server.app import Server
 from tests.cli_support import Run
 from tests.client.fake import FakeServer
 from tests.client.guarded import Guarded
+from tests.security.certificates import Authority
 
 
 def test_tokens(run: Run, tmp_path: Path) -> None:
@@ -76,6 +80,36 @@ def test_credentials(run: Run, guarded: Guarded, tmp_path: Path, monkeypatch: py
 def test_health(run: Run, fake: FakeServer) -> None:
     assert run("health", "--address", "127.0.0.1:1").code == 5
     assert run("health", "--address", fake.address).code == 1  # the fake has no such service
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_health_of_the_own_server(tmp_path: Path, tls: bool) -> None:
+    """In a container: no address, no authority, no name is given, and still only that server is believed."""
+    pair = Authority(tmp_path).issue("server", "pyserve.example")
+    files = {"tls_cert": pair.cert, "tls_key": pair.key} if tls else {}
+    server = Server(Settings(data_dir=tmp_path / "data", port=0, **files))  # type: ignore[arg-type]
+    port = await server.start()
+    given = {"host": "0.0.0.0", "port": port, "data_dir": tmp_path / "data", **files}  # noqa: S104
+    environment = os.environ | {f"PYSERVE_{name.upper()}": str(value) for name, value in given.items()}
+
+    async def health() -> tuple[int | None, str]:
+        command = (sys.executable, "-m", "pyserve", "health", "--local")
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=pipe, stderr=pipe)
+        out, err = await process.communicate()
+        return process.returncode, out.decode() + err.decode()
+
+    assert await health() == (0, "SERVING\n")
+    await server._health.set_serving(False)
+    code, told = await health()
+    assert code == 5
+    assert "the server is NOT_SERVING" in told
+    if tls:
+        environment["PYSERVE_TLS_CERT"] = str(Authority(tmp_path, "other").issue("other").cert)
+        code, told = await health()
+        assert (code, "no pyserve server with tls_cert" in told) == (5, True)
+    await server.stop(1)
+    assert (await health())[0] == 5
 
 
 def test_settings_that_are_printed_hold_no_secret(
