@@ -25,9 +25,10 @@ BUILD = CSRC.parent / "build" / "kernels"
 TORCH = Path(importlib.util.find_spec("torch").origin).parent
 ARCHS = (os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0+PTX;9.0a").replace(" ", ";").replace(".", "").split(";")
 # GCC 12 takes the undefined operands inside its own intrinsics for uninitialised variables.
-FLAGS = "-std=c++17 -O3 -fPIC -Wall -Wextra -Wno-unused-parameter -Wno-maybe-uninitialized"
-AVX512 = "-mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
+FLAGS = "-std=c++17 -O3 -fPIC -Wall -Wextra -Wno-unused-parameter -Wno-maybe-uninitialized -Wno-uninitialized"
+AVX512 = "-mavx2 -mfma -mprfchw -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
 ISA_FLAGS = {"avx2": "-mavx2 -mfma", "avx512": AVX512}  # by the last word of a kernel file's name
+CORE = ("chain.cpp", "checks.cpp", "registry.cpp", "workspace.cpp")
 TORCH_FLAGS = f"-DTORCH_TARGET_VERSION=0x020A000000000000 -isystem {TORCH}/include"
 TORCH_LINK, CUDA_LINK = f"-lpyserve_core -L{TORCH}/lib -ltorch_cpu -lc10", "--no-as-needed -ltorch_cuda -nodlink"
 
@@ -52,7 +53,7 @@ def files(flags, *patterns):
 
 def libraries(nvcc):
     """(file, rule, (source, flags) of each, link flags) of each shared object; the others need the core."""
-    yield "libpyserve_core.so", "cxx", files(FLAGS, "cpu/*_*.cpp", "checks.cpp", "registry.cpp"), ""
+    yield "libpyserve_core.so", "cxx", files(FLAGS, "cpu/*_*.cpp", *CORE), ""
     yield "libpyserve_cpu.so", "cxx", files(f"{FLAGS} {TORCH_FLAGS}", "ops.cpp", "cpu/launch.cpp"), TORCH_LINK
     flags = f"{FLAGS} -fvisibility=hidden -I{sysconfig.get_path('include')} -isystem {pybind11.get_include()}"
     for name, value in {"FLAGS": FLAGS, "CUDA_ARCHS": ";".join(ARCHS) if nvcc else "none"}.items():
@@ -72,8 +73,7 @@ def ninja_text(nvcc):
         yield f"rule {rule}\n command = {compile_one}\n deps = gcc\n depfile = $out.d"
         yield f"rule link_{rule}\n command = {cc} -shared $in -o $out $flags -L{BUILD} {to_ld}-rpath,'$$ORIGIN'"
     # A CPU torch has no libtorch_cuda.so to link the CUDA part against: an empty one of that name stands in.
-    stub = "echo | c++ -shared -x c++ - -Wl,-soname,libtorch_cuda.so -o $out"
-    yield f"rule stub\n command = {stub}\nbuild libtorch_cuda.so: stub"
+    yield "rule stub\n command = echo|c++ -shared -x c++ - -Wl,-soname,$out -o $out\nbuild libtorch_cuda.so: stub"
     for file, rule, sources, link in libraries(nvcc):
         objects = [f"{file.split('.')[0]}/{source.stem}.o" for source, _ in sources]
         for obj, (source, flags) in zip(objects, sources, strict=True):

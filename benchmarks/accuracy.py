@@ -86,7 +86,7 @@ def cats_dogs_transfer(quick: bool, threads: int) -> Row:
             "cats-dogs",
             architecture="mobilenet_v2",
             weights=MOBILENET,
-            image_size=128 if quick else 192,
+            image_size=128 if quick else 224,
             batch_size=32,
             frozen_epochs=1,
             epochs=1 if quick else 4,

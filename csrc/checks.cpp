@@ -74,6 +74,7 @@ std::optional<DType> kernel_dtype(const std::string& dtype) {
   if (dtype == "float32") return DType::f32;
   if (dtype == "bfloat16") return DType::bf16;
   if (dtype == "float64") return DType::f64;
+  if (dtype == "float16") return DType::f16;
   return std::nullopt;
 }
 
@@ -151,6 +152,49 @@ void check_bias_relu_backward(const TensorInfo& grad, const std::optional<Tensor
   if (!y) return;
   check_like(op, "y", *y, grad);
   check_sizes(op, "y", *y, grad.sizes, ": the sizes of grad");
+}
+
+std::string statistics_dtype(const std::string& dtype) { return dtype == "float64" ? "float64" : "float32"; }
+
+namespace {
+
+void check_per_channel(const char* op, const char* name, const TensorInfo& tensor, const TensorInfo& x) {
+  const std::string dtype = statistics_dtype(x.dtype);
+  require(tensor.dtype == dtype, op, ": ", name, " is ", tensor.dtype, ", expected ", dtype, " beside ", x.dtype);
+  require(tensor.device == x.device, op, ": ", name, " is on ", tensor.device, ", expected ", x.device, " like x");
+  check_sizes(op, name, tensor, {x.sizes[1]}, ": one value per channel (x is " + list(x.sizes) + ")");
+}
+
+}  // namespace
+
+void check_batch_norm_relu(const TensorInfo& x, const TensorInfo& weight, const TensorInfo& bias,
+                           const std::optional<TensorInfo>& residual, const std::optional<TensorInfo>& mean,
+                           const std::optional<TensorInfo>& inv_std, double lo, double hi) {
+  const char* op = "batch_norm_relu";
+  require(x.sizes.size() >= 2, op, ": x has ", x.sizes.size(), " dimensions, expected at least 2: [N, C, ...] (x is ",
+          list(x.sizes), ")");
+  require(kernel_dtype(x.dtype).has_value(), op, ": x is ", x.dtype, ", expected a floating-point type");
+  check_clamp(op, x.dtype, lo, hi);
+  check_per_channel(op, "weight", weight, x);
+  check_per_channel(op, "bias", bias, x);
+  require(mean.has_value() == inv_std.has_value(), op, ": mean and inv_std are expected both, or neither");
+  if (mean) check_per_channel(op, "mean", *mean, x);
+  if (inv_std) check_per_channel(op, "inv_std", *inv_std, x);
+  if (!residual) return;
+  check_like(op, "residual", *residual, x);
+  check_sizes(op, "residual", *residual, x.sizes, ": the sizes of x");
+}
+
+void check_batch_norm_relu_backward(const TensorInfo& grad, const std::optional<TensorInfo>& y, const TensorInfo& x,
+                                    const TensorInfo& weight, const TensorInfo& mean, const TensorInfo& inv_std,
+                                    double lo, double hi) {
+  const char* op = "batch_norm_relu_backward";
+  check_batch_norm_relu(x, weight, weight, grad, mean, inv_std, lo, hi);
+  require(y.has_value() || !Clamp{lo, hi}.active(), op, ": y is missing, expected the output that lo = ", lo,
+          ", hi = ", hi, " were applied to");
+  if (!y) return;
+  check_like(op, "y", *y, x);
+  check_sizes(op, "y", *y, x.sizes, ": the sizes of x");
 }
 
 }  // namespace pyserve

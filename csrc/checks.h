@@ -46,4 +46,13 @@ void check_bias_relu(const TensorInfo& x, const std::optional<TensorInfo>& bias,
                      const std::optional<TensorInfo>& residual, double lo, double hi);
 void check_bias_relu_backward(const TensorInfo& grad, const std::optional<TensorInfo>& y, double lo, double hi);
 
+// Statistics, weight and bias are `statistics_dtype` of x: float32, float64 beside float64.
+std::string statistics_dtype(const std::string& dtype);
+void check_batch_norm_relu(const TensorInfo& x, const TensorInfo& weight, const TensorInfo& bias,
+                           const std::optional<TensorInfo>& residual, const std::optional<TensorInfo>& mean,
+                           const std::optional<TensorInfo>& inv_std, double lo, double hi);
+void check_batch_norm_relu_backward(const TensorInfo& grad, const std::optional<TensorInfo>& y, const TensorInfo& x,
+                                    const TensorInfo& weight, const TensorInfo& mean, const TensorInfo& inv_std,
+                                    double lo, double hi);
+
 }  // namespace pyserve

@@ -16,7 +16,7 @@
 
 namespace pyserve {
 
-enum class DType : int32_t { f32, bf16, f64 };
+enum class DType : int32_t { f32, bf16, f64, f16 };  // f16 on CUDA alone
 
 // clamp(value + bias + residual, lo, hi): (-inf, inf) is no activation, (0, inf) ReLU, (0, 6) ReLU6. NaN stays NaN.
 struct Clamp {
@@ -32,6 +32,7 @@ struct Conv2dProblem {
   int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int64_t groups;
   DType dtype;
+  bool tf32;  // float32 may be multiplied as TF32
   Clamp clamp;
 
   PYSERVE_INLINE int64_t group_c() const { return C / groups; }
@@ -52,6 +53,9 @@ struct Conv2dArgs {
   const void* bias;
   const void* residual;
   void* y;
+  const float* packed = nullptr;  // the weights as this variant's Packing lays them out, or null
+
+  PYSERVE_INLINE Conv2dArgs without_packed() const { return {x, weight, bias, residual, y, nullptr}; }
 };
 
 // dx = the gradient of x, from `grad` [N][P][Q][K] that the activation's mask has been applied to.

@@ -15,7 +15,7 @@ using Ints = std::vector<int64_t>;
 
 template <class Backend>
 Tensor launch_conv2d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& residual,
-                     Ints stride, Ints padding, Ints dilation, int64_t groups, double lo, double hi) {
+                     Ints stride, Ints padding, Ints dilation, int64_t groups, double lo, double hi, bool tf32) {
   const Conv2dInfo info{tensor_info(x),
                         tensor_info(weight),
                         tensor_info(bias),
@@ -26,7 +26,8 @@ Tensor launch_conv2d(const Tensor& x, const Tensor& weight, const OptionalTensor
                         groups,
                         lo,
                         hi};
-  const Conv2dProblem p = check_conv2d(info);
+  Conv2dProblem p = check_conv2d(info);
+  p.tf32 = tf32;
   const MemoryFormat format = output_format(x);
   if (p.N == 0) return empty_like_in(x, {p.N, p.K, p.P, p.Q}, format);
   if (!Backend::has(x) || !Backend::covers(p)) return aten::conv2d(x, weight, bias, residual, info);
@@ -50,10 +51,11 @@ inline Tensor zeros_for(const Tensor& like, const Ints& sizes, MemoryFormat form
 template <class Backend>
 aten::Gradients launch_conv2d_backward(const Tensor& grad, const OptionalTensor& y, const Tensor& x,
                                        const Tensor& weight, Ints stride, Ints padding, Ints dilation, int64_t groups,
-                                       double lo, double hi, std::vector<bool> wanted) {
+                                       double lo, double hi, std::vector<bool> wanted, bool tf32) {
   const Conv2dInfo info{
       tensor_info(x), tensor_info(weight), std::nullopt, std::nullopt, stride, padding, dilation, groups, lo, hi};
-  const Conv2dProblem p = check_conv2d(info);
+  Conv2dProblem p = check_conv2d(info);
+  p.tf32 = tf32;
   check_conv2d_backward(info, p, tensor_info(grad), tensor_info(y));
   const MemoryFormat x_format = output_format(x), weight_format = output_format(weight);
   const Ints out_sizes = {p.N, p.K, p.P, p.Q}, weight_sizes = {p.K, p.group_c(), p.R, p.S};

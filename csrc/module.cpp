@@ -4,6 +4,7 @@
 
 #include "checks.h"
 #include "registry.h"
+#include "workspace.h"
 
 namespace py = pybind11;
 using namespace pyserve;
@@ -67,8 +68,27 @@ bool conv2d_covers(const std::string& name, const py::object& x, const py::objec
       name, conv2d_problem(x, weight, py::none(), py::none(), stride, padding, dilation, groups, -INFINITY, INFINITY));
 }
 
+// What conv2d will do with a problem: the variant's index in variants(), the layout of its packed weights (equal
+// layouts can share them; −1: it has none).
+std::tuple<int32_t, int32_t> conv2d_choice(const py::object& x, const py::object& weight, const Sizes& stride,
+                                           const Sizes& padding, const Sizes& dilation, int64_t groups) {
+  const Conv2dProblem p =
+      conv2d_problem(x, weight, py::none(), py::none(), stride, padding, dilation, groups, -INFINITY, INFINITY);
+  const Variant variant = choose_cpu<Op::conv2d>(p).variant;
+  note_choice(p, variant);
+  const Packing* packing = packing_of(variant);
+  return {static_cast<int32_t>(variant), packing ? packing->layout(p) : -1};
+}
+
 void bias_relu_check(const py::object& x, const py::object& bias, const py::object& residual, double lo, double hi) {
   check_bias_relu(tensor_info(x), optional_info(bias), optional_info(residual), lo, hi);
+}
+
+void batch_norm_relu_check(const py::object& x, const py::object& weight, const py::object& bias,
+                           const py::object& residual, const py::object& mean, const py::object& inv_std, double lo,
+                           double hi) {
+  check_batch_norm_relu(tensor_info(x), tensor_info(weight), tensor_info(bias), optional_info(residual),
+                        optional_info(mean), optional_info(inv_std), lo, hi);
 }
 
 }  // namespace
@@ -91,11 +111,28 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", &set_isa, py::arg("name"), "Caps the ISA of the kernels in this process.");
   m.def("prefer_variant", &prefer_variant, py::arg("name"),
         "Takes this variant wherever it covers the problem; an empty name undoes it.");
+  m.def("prefer_tile", &prefer_tile, py::arg("name"),
+        "Takes this tile in the tensor core kernels: large, medium, small or narrow; an empty name undoes it.");
+  m.def("preferred_variant", &preferred_variant, "Its index in variants(), or -1.");
   m.def("conv2d_covers", &conv2d_covers, "Whether the variant takes conv2d or its gradients of this problem.");
+  m.def("conv2d_choice", &conv2d_choice,
+        "The variant that conv2d takes on the CPU, as an index into variants(), and the layout of its packed weights: "
+        "equal layouts can share them; -1 where it has none.");
   m.def("fallbacks", &fallback_counts);
   m.def("reset_counters", &reset_counters);
+  m.def(
+      "workspace",
+      [] {
+        const WorkspaceUsage usage = workspace_usage();
+        return std::make_tuple(usage.held_bytes, usage.borrowed_bytes, usage.most_held_bytes);
+      },
+      "Bytes of scratch memory: held, of these lent to running calls, most ever held.");
+  m.def("release_workspace", &release_workspace, "Gives the scratch memory that nobody uses back to the system.");
+  m.def("poison_workspace", &poison_workspace, py::arg("wanted"), "For tests: lent memory starts as NaN.");
   m.def("take_new_choices", &take_new_choices, "The choices made for the first time since the last call.");
   // A tensor is told as (sizes, dtype, device).
   m.def("check_conv2d", &conv2d_sizes, "Sizes of conv2d's output; raises InvalidArgument with the sentence.");
   m.def("check_bias_relu", &bias_relu_check, "Raises InvalidArgument with the sentence.");
+  m.def("check_batch_norm_relu", &batch_norm_relu_check, "Raises InvalidArgument with the sentence.");
+  m.def("count_fallback", &count_fallback, py::arg("op"), py::arg("reason"), "Counts what ATen does instead of us.");
 }

@@ -1,18 +1,32 @@
 // Every operator's schema. Each device registers its implementations at the end of its own launchers.
 //
-// lo, hi: the activation's bounds, see Clamp. Gradients that `wanted` does not ask for come back as empty tensors [0].
+// lo, hi: the activation's bounds, see Clamp. tf32: float32 may be multiplied as TF32 on a GPU. Gradients that `wanted`
+// does not ask for come back as empty tensors [0].
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(pyserve, m) {
   m.def(
       "conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[2] stride, int[2] padding, int[2] dilation, "
-      "int groups, float lo, float hi) -> Tensor");
+      "int groups, float lo, float hi, bool tf32=False) -> Tensor");
   // wanted: of x, weight, bias, residual.
   m.def(
       "conv2d_backward(Tensor grad, Tensor? y, Tensor x, Tensor weight, int[2] stride, int[2] padding, int[2] "
       "dilation, "
-      "int groups, float lo, float hi, bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
+      "int groups, float lo, float hi, bool[4] wanted, bool tf32=False) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("bias_relu(Tensor x, Tensor? bias, Tensor? residual, float lo, float hi) -> Tensor");
   // The gradient of x is the residual's too; the second is the bias'.
   m.def("bias_relu_backward(Tensor grad, Tensor? y, float lo, float hi, bool bias_wanted) -> (Tensor, Tensor)");
+  // Without mean and inv_std those of the batch are taken, and returned; else the latter two come back empty.
+  m.def(
+      "batch_norm_relu(Tensor x, Tensor weight, Tensor bias, Tensor? residual, Tensor? mean, Tensor? inv_std, float "
+      "eps, "
+      "float lo, float hi) -> (Tensor, Tensor, Tensor)");
+  // training: mean and inv_std are those of x. Gradients of x, weight, bias, residual.
+  m.def(
+      "batch_norm_relu_backward(Tensor grad, Tensor? y, Tensor x, Tensor weight, Tensor mean, Tensor inv_std, bool "
+      "training, float lo, float hi, bool residual_wanted) -> (Tensor, Tensor, Tensor, Tensor)");
+  // The weights of a float32 or bfloat16 convolution of x as its variant for these sizes wants them; [0]: as they are.
+  m.def("conv2d_pack(Tensor weight, int[4] x, int[2] stride, int[2] padding, int[2] dilation, int groups) -> Tensor");
+  // Layers in one call: see csrc/chain.h.
+  m.def("run_chain(Tensor[] inputs, Tensor[] constants, Tensor program) -> Tensor[]");
 }

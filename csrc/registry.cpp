@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <type_traits>
 
+#include "tiles.h"
+
 namespace pyserve {
 namespace {
 
@@ -36,6 +38,7 @@ Isa isa_of(const std::string& name) {
 struct State {
   std::atomic<Isa> isa{find_isa()};
   std::atomic<int32_t> preferred{-1};
+  std::atomic<int32_t> preferred_tile{-1};
   std::atomic<int64_t> calls[static_cast<size_t>(Variant::count)] = {};
   std::mutex mutex;  // guards what follows
   std::map<std::string, int64_t> fallbacks;
@@ -54,7 +57,16 @@ State& state() {
 }
 
 const char* dtype_name(DType dtype) {
-  return dtype == DType::f32 ? "float32" : dtype == DType::bf16 ? "bfloat16" : "float64";
+  switch (dtype) {
+    case DType::f32:
+      return "float32";
+    case DType::bf16:
+      return "bfloat16";
+    case DType::f64:
+      return "float64";
+    default:
+      return "float16";
+  }
 }
 
 template <class Text>
@@ -107,6 +119,17 @@ void prefer_variant(const std::string& name) {
 }
 
 int32_t preferred_variant() { return state().preferred; }
+
+void prefer_tile(const std::string& name) {
+  int32_t found = -1;
+  for (int32_t i = 0; i < static_cast<int32_t>(TileSize::count); ++i)
+    if (name == tile_name(static_cast<TileSize>(i))) found = i;
+  if (found < 0 && !name.empty())
+    throw std::invalid_argument("prefer_tile: got '" + name + "', expected large, medium, small or narrow");
+  state().preferred_tile = found;
+}
+
+int32_t preferred_tile() { return state().preferred_tile; }
 
 namespace {
 
@@ -177,6 +200,11 @@ void note_choice(const BiasReluProblem& p, Variant variant) {
        [&p] { return std::string(dtype_name(p.dtype)) + " with " + std::to_string(p.channels) + " channels"; });
 }
 
+void note_choice(const BatchNormProblem& p, Variant variant) {
+  note({p.channels, static_cast<int64_t>(p.dtype)}, variant,
+       [&p] { return std::string(dtype_name(p.dtype)) + " with " + std::to_string(p.channels) + " channels"; });
+}
+
 std::vector<std::string> take_new_choices() {
   const std::lock_guard<std::mutex> lock(state().mutex);
   std::vector<std::string> taken;
@@ -200,10 +228,36 @@ Choice<op> choose_cpu(const ProblemOf<op>& problem) {
   return choice;
 }
 
+template <Op op>
+Kernel<op> kernel_of(Variant variant) {
+#define ROW(row_op, algorithm, row_isa, covers)                                              \
+  if constexpr (Op::row_op == op) {                                                          \
+    if (variant == Variant::row_op##_##algorithm##_##row_isa && Isa::row_isa <= isa_found()) \
+      return row_op##_##algorithm##_##row_isa;                                               \
+  }
+  PYSERVE_CPU_VARIANTS(ROW)
+#undef ROW
+  throw std::invalid_argument("kernel_of: variant " + std::to_string(static_cast<int32_t>(variant)) +
+                              " is no kernel of this operator that this machine can run");
+}
+
+template Kernel<Op::conv2d> kernel_of<Op::conv2d>(Variant);
+
+const Packing* packing_of(Variant variant) {
+#define ROW(op, algorithm, isa) \
+  if (variant == Variant::op##_##algorithm##_##isa) return &op##_##algorithm##_##isa##_packing;
+  PYSERVE_PACKED_VARIANTS(ROW)
+#undef ROW
+  return nullptr;
+}
+
 template Choice<Op::conv2d> choose_cpu<Op::conv2d>(const Conv2dProblem&);
 template Choice<Op::conv2d_dgrad> choose_cpu<Op::conv2d_dgrad>(const Conv2dProblem&);
 template Choice<Op::conv2d_wgrad> choose_cpu<Op::conv2d_wgrad>(const Conv2dProblem&);
 template Choice<Op::bias_relu> choose_cpu<Op::bias_relu>(const BiasReluProblem&);
+template Choice<Op::max_pool2d> choose_cpu<Op::max_pool2d>(const PoolingProblem&);
+template Choice<Op::average_pool2d> choose_cpu<Op::average_pool2d>(const PoolingProblem&);
+template Choice<Op::linear> choose_cpu<Op::linear>(const LinearProblem&);
 template Choice<Op::bias_relu_backward> choose_cpu<Op::bias_relu_backward>(const BiasReluProblem&);
 
 }  // namespace pyserve

@@ -29,12 +29,14 @@ void set_isa(const std::string& name);  // throws std::invalid_argument for one 
 // For tests and benchmarks: `name` is taken wherever it covers the problem, ahead of the usual choice; "" undoes it.
 void prefer_variant(const std::string& name);
 int32_t preferred_variant();  // index into variant_list(), or -1
+// Likewise for the tile of the tensor core kernels (tiles.h).
+void prefer_tile(const std::string& name);
+int32_t preferred_tile();
 
 // Whether a variant takes this problem.
 bool variant_covers(const std::string& name, const Conv2dProblem& problem);
 bool variant_covers(const std::string& name, const BiasReluProblem& problem);
 
-void count_call(Variant variant);
 void count_fallback(const char* op, const std::string& reason);
 int64_t call_count(int32_t variant);
 std::map<std::string, int64_t> fallback_counts();  // "conv2d: float16 on cpu" → calls
@@ -43,16 +45,26 @@ void reset_counters();
 // Remembers the choice for a problem class on first sight. take_new_choices() hands over those not yet told.
 void note_choice(const Conv2dProblem& problem, Variant variant);
 void note_choice(const BiasReluProblem& problem, Variant variant);
+void note_choice(const BatchNormProblem& problem, Variant variant);
 std::vector<std::string> take_new_choices();
+
+template <Op op>
+using Kernel = void (*)(const ProblemOf<op>&, const ArgsOf<op>&, const Pool&);
 
 // The variant of `op` for this problem on this CPU.
 template <Op op>
 struct Choice {
   Variant variant;
-  void (*run)(const ProblemOf<op>&, const ArgsOf<op>&, const Pool&);
+  Kernel<op> run;
 };
 template <Op op>
 Choice<op> choose_cpu(const ProblemOf<op>& problem);
+
+// The kernel of a variant of `op`; throws std::invalid_argument for one that this machine cannot run.
+template <Op op>
+Kernel<op> kernel_of(Variant variant);
+// How it wants its weights, or null.
+const Packing* packing_of(Variant variant);
 
 // Choose, remember, count, run.
 template <Op op>

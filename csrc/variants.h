@@ -4,57 +4,120 @@
 #pragma once
 #include <cstdint>
 
+#include "batch_norm_relu.h"
 #include "bias_relu.h"
 #include "conv2d.h"
+#include "linear.h"
 #include "parallel.h"
+#include "pooling.h"
 
 namespace pyserve {
 
 enum class Isa : int32_t { scalar, avx2, avx512 };
-enum class Op : int32_t { conv2d, conv2d_dgrad, conv2d_wgrad, bias_relu, bias_relu_backward };
+enum class Op : int32_t {
+  conv2d,
+  conv2d_dgrad,
+  conv2d_wgrad,
+  bias_relu,
+  bias_relu_backward,
+  max_pool2d,
+  average_pool2d,
+  linear,
+  batch_norm_relu,
+  batch_norm_relu_backward
+};
 
 // What a kernel takes; each is a pure function of the problem. The vector kernels know no float64 and at most 64 taps
 // along an axis (the depthwise ones in all).
-PYSERVE_INLINE bool covers_any(const Conv2dProblem&) { return true; }
-PYSERVE_INLINE bool covers_any(const BiasReluProblem&) { return true; }
-PYSERVE_INLINE bool covers_floats(const BiasReluProblem& p) { return p.dtype != DType::f64; }
-PYSERVE_INLINE bool covers_floats(const Conv2dProblem& p) { return p.dtype != DType::f64 && p.R <= 64 && p.S <= 64; }
+PYSERVE_INLINE bool covers_any(const Conv2dProblem& p) { return p.dtype != DType::f16; }
+PYSERVE_INLINE bool covers_any(const BiasReluProblem& p) { return p.dtype != DType::f16; }
+PYSERVE_INLINE bool covers_floats(const BiasReluProblem& p) { return covers_any(p) && p.dtype != DType::f64; }
+PYSERVE_INLINE bool covers_floats(const Conv2dProblem& p) {
+  return covers_any(p) && p.dtype != DType::f64 && p.R <= 64 && p.S <= 64;
+}
+PYSERVE_INLINE bool covers_any(const PoolingProblem& p) { return p.dtype != DType::f16; }
+PYSERVE_INLINE bool covers_any(const LinearProblem& p) { return p.dtype != DType::f16; }
+PYSERVE_INLINE bool covers_floats(const PoolingProblem& p) { return covers_any(p) && p.dtype != DType::f64; }
+PYSERVE_INLINE bool covers_floats(const LinearProblem& p) { return covers_any(p) && p.dtype != DType::f64; }
 PYSERVE_INLINE bool covers_depthwise(const Conv2dProblem& p) {
   return covers_floats(p) && p.depthwise() && p.R * p.S <= 64;
 }
+// Sums over fewer channels than this are so exact when done directly that Winograd's rounding would show.
+constexpr int64_t kLeastWinogradChannels = 16;
+PYSERVE_INLINE bool covers_3x3(const Conv2dProblem& p, int64_t stride) {
+  const bool plain = p.groups == 1 && p.R == 3 && p.S == 3 && p.stride_h == stride && p.stride_w == stride &&
+                     p.dilation_h == 1 && p.dilation_w == 1 && p.pad_h <= 2 && p.pad_w <= 2;
+  return plain && covers_floats(p) && p.C >= kLeastWinogradChannels;
+}
+PYSERVE_INLINE bool covers_winograd(const Conv2dProblem& p) { return covers_3x3(p, 1); }
+PYSERVE_INLINE bool covers_polyphase(const Conv2dProblem& p) { return covers_3x3(p, 2); }
+PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
+  return covers_winograd(p) && p.K >= kLeastWinogradChannels;
+}
 
-// What a CUDA kernel takes: coordinates along one axis, padding included, are 32-bit there.
+// What a CUDA kernel takes: every element type, and coordinates along one axis, padding included, are 32-bit there.
 PYSERVE_INLINE bool covers_axes(const Conv2dProblem& p) {
   constexpr int64_t most = INT32_MAX;
   return p.pad_h <= most && p.pad_w <= most && p.H + 2 * p.pad_h <= most && p.W + 2 * p.pad_w <= most;
 }
+PYSERVE_INLINE bool covers_all(const BiasReluProblem&) { return true; }
+PYSERVE_INLINE bool covers_all(const BatchNormProblem&) { return true; }
+PYSERVE_INLINE bool covers_channelwise(const Conv2dProblem& p) {
+  return covers_axes(p) && p.depthwise() && p.R * p.S <= 64;
+}
+// Tensor cores: no float64, float32 only as TF32, 32-bit indices, and groups whose channels come in multiples of 16
+// bytes.
+PYSERVE_INLINE bool covers_mma(const Conv2dProblem& p) {
+  constexpr int64_t most = INT32_MAX;
+  const int64_t wide = p.dtype == DType::f32 ? 4 : 8, taps = p.R * p.S;
+  const bool type = p.dtype == DType::bf16 || p.dtype == DType::f16 || (p.dtype == DType::f32 && p.tf32);
+  const bool channels = p.groups == 1 || (p.group_c() % wide == 0 && p.group_k() % wide == 0);
+  const bool small = p.N * p.P * p.Q <= most && p.N * p.H * p.W <= most && taps * (p.C + wide) <= most &&
+                     taps * (p.K + wide) <= most && p.K + 128 <= most && p.C + 128 <= most;
+  return type && channels && small && covers_axes(p);
+}
 
 // ROW(operator, algorithm, ISA, covers): the kernel is `<operator>_<algorithm>_<ISA>` and lives in
-// cpu/<conv2d or bias_relu>_<algorithm>_<ISA>.cpp.
-#define PYSERVE_PLAIN_VARIANTS(ROW)             \
-  ROW(conv2d, direct, scalar, covers_any)       \
-  ROW(conv2d_dgrad, direct, scalar, covers_any) \
-  ROW(conv2d_wgrad, direct, scalar, covers_any) \
-  ROW(bias_relu, pointwise, scalar, covers_any) \
-  ROW(bias_relu_backward, pointwise, scalar, covers_any)
+// cpu/<conv2d, bias_relu, pooling or linear>_<algorithm>_<ISA>.cpp.
+#define PYSERVE_PLAIN_VARIANTS(ROW)                      \
+  ROW(conv2d, direct, scalar, covers_any)                \
+  ROW(conv2d_dgrad, direct, scalar, covers_any)          \
+  ROW(conv2d_wgrad, direct, scalar, covers_any)          \
+  ROW(bias_relu, pointwise, scalar, covers_any)          \
+  ROW(bias_relu_backward, pointwise, scalar, covers_any) \
+  ROW(max_pool2d, direct, scalar, covers_any)            \
+  ROW(average_pool2d, direct, scalar, covers_any)        \
+  ROW(linear, rows, scalar, covers_any)
 
-#define PYSERVE_X86_VARIANTS(ROW)                           \
-  ROW(conv2d, depthwise, avx512, covers_depthwise)          \
-  ROW(conv2d, direct, avx512, covers_floats)                \
-  ROW(conv2d_dgrad, depthwise, avx512, covers_depthwise)    \
-  ROW(conv2d_dgrad, direct, avx512, covers_floats)          \
-  ROW(conv2d_wgrad, depthwise, avx512, covers_depthwise)    \
-  ROW(conv2d_wgrad, direct, avx512, covers_floats)          \
-  ROW(bias_relu, pointwise, avx512, covers_floats)          \
-  ROW(bias_relu_backward, pointwise, avx512, covers_floats) \
-  ROW(conv2d, depthwise, avx2, covers_depthwise)            \
-  ROW(conv2d, direct, avx2, covers_floats)                  \
-  ROW(conv2d_dgrad, depthwise, avx2, covers_depthwise)      \
-  ROW(conv2d_dgrad, direct, avx2, covers_floats)            \
-  ROW(conv2d_wgrad, depthwise, avx2, covers_depthwise)      \
-  ROW(conv2d_wgrad, direct, avx2, covers_floats)            \
-  ROW(bias_relu, pointwise, avx2, covers_floats)            \
-  ROW(bias_relu_backward, pointwise, avx2, covers_floats)
+#define PYSERVE_X86_VARIANTS(ROW)                            \
+  ROW(conv2d, depthwise, avx512, covers_depthwise)           \
+  ROW(conv2d, winograd, avx512, covers_winograd)             \
+  ROW(conv2d, polyphase, avx512, covers_polyphase)           \
+  ROW(conv2d, direct, avx512, covers_floats)                 \
+  ROW(conv2d_dgrad, depthwise, avx512, covers_depthwise)     \
+  ROW(conv2d_dgrad, winograd, avx512, covers_winograd_dgrad) \
+  ROW(conv2d_dgrad, direct, avx512, covers_floats)           \
+  ROW(conv2d_wgrad, depthwise, avx512, covers_depthwise)     \
+  ROW(conv2d_wgrad, direct, avx512, covers_floats)           \
+  ROW(bias_relu, pointwise, avx512, covers_floats)           \
+  ROW(bias_relu_backward, pointwise, avx512, covers_floats)  \
+  ROW(max_pool2d, direct, avx512, covers_floats)             \
+  ROW(average_pool2d, direct, avx512, covers_floats)         \
+  ROW(linear, rows, avx512, covers_floats)                   \
+  ROW(conv2d, depthwise, avx2, covers_depthwise)             \
+  ROW(conv2d, winograd, avx2, covers_winograd)               \
+  ROW(conv2d, polyphase, avx2, covers_polyphase)             \
+  ROW(conv2d, direct, avx2, covers_floats)                   \
+  ROW(conv2d_dgrad, depthwise, avx2, covers_depthwise)       \
+  ROW(conv2d_dgrad, winograd, avx2, covers_winograd_dgrad)   \
+  ROW(conv2d_dgrad, direct, avx2, covers_floats)             \
+  ROW(conv2d_wgrad, depthwise, avx2, covers_depthwise)       \
+  ROW(conv2d_wgrad, direct, avx2, covers_floats)             \
+  ROW(bias_relu, pointwise, avx2, covers_floats)             \
+  ROW(bias_relu_backward, pointwise, avx2, covers_floats)    \
+  ROW(max_pool2d, direct, avx2, covers_floats)               \
+  ROW(average_pool2d, direct, avx2, covers_floats)           \
+  ROW(linear, rows, avx2, covers_floats)
 
 #if defined(__x86_64__)
 #define PYSERVE_CPU_VARIANTS(ROW) PYSERVE_X86_VARIANTS(ROW) PYSERVE_PLAIN_VARIANTS(ROW)
@@ -64,12 +127,20 @@ PYSERVE_INLINE bool covers_axes(const Conv2dProblem& p) {
 
 // ROW(operator, algorithm, architecture, covers, least compute capability × 10). The kernels are in cuda/, dispatched
 // there.
-#define PYSERVE_CUDA_VARIANTS(ROW)               \
-  ROW(conv2d, simt, cuda, covers_axes, 80)       \
-  ROW(conv2d_dgrad, simt, cuda, covers_axes, 80) \
-  ROW(conv2d_wgrad, simt, cuda, covers_axes, 80) \
-  ROW(bias_relu, simt, cuda, covers_any, 80)     \
-  ROW(bias_relu_backward, simt, cuda, covers_any, 80)
+#define PYSERVE_CUDA_VARIANTS(ROW)                           \
+  ROW(conv2d, depthwise, cuda, covers_channelwise, 80)       \
+  ROW(conv2d, mma, sm80, covers_mma, 80)                     \
+  ROW(conv2d, simt, cuda, covers_axes, 80)                   \
+  ROW(conv2d_dgrad, depthwise, cuda, covers_channelwise, 80) \
+  ROW(conv2d_dgrad, mma, sm80, covers_mma, 80)               \
+  ROW(conv2d_dgrad, simt, cuda, covers_axes, 80)             \
+  ROW(conv2d_wgrad, depthwise, cuda, covers_channelwise, 80) \
+  ROW(conv2d_wgrad, mma, sm80, covers_mma, 80)               \
+  ROW(conv2d_wgrad, simt, cuda, covers_axes, 80)             \
+  ROW(bias_relu, simt, cuda, covers_all, 80)                 \
+  ROW(bias_relu_backward, simt, cuda, covers_all, 80)        \
+  ROW(batch_norm_relu, simt, cuda, covers_all, 80)           \
+  ROW(batch_norm_relu_backward, simt, cuda, covers_all, 80)
 
 enum class Variant : int32_t {
 #define ROW(op, algorithm, isa, covers) op##_##algorithm##_##isa,
@@ -80,6 +151,17 @@ enum class Variant : int32_t {
 #undef ROW
           count
 };
+
+// How a forward kernel wants its weights laid out beforehand, as floats. Two problems that differ in N, H or W alone
+// and have the same layout can share the packed weights.
+struct Packing {
+  int32_t (*layout)(const Conv2dProblem&);
+  int64_t (*size)(const Conv2dProblem&);  // in floats
+  void (*pack)(const Conv2dProblem&, const void* weight, float* packed, const Pool&);
+};
+
+// A kernel that leaves a problem to another one counts that one's call.
+void count_call(Variant variant);
 
 // Operator → its problem and its arguments.
 template <Op>
@@ -109,6 +191,31 @@ struct OpTypes<Op::bias_relu_backward> {
   using Problem = BiasReluProblem;
   using Args = BiasReluBackwardArgs;
 };
+template <>
+struct OpTypes<Op::max_pool2d> {
+  using Problem = PoolingProblem;
+  using Args = PoolingArgs;
+};
+template <>
+struct OpTypes<Op::average_pool2d> {
+  using Problem = PoolingProblem;
+  using Args = PoolingArgs;
+};
+template <>
+struct OpTypes<Op::linear> {
+  using Problem = LinearProblem;
+  using Args = LinearArgs;
+};
+template <>
+struct OpTypes<Op::batch_norm_relu> {
+  using Problem = BatchNormProblem;
+  using Args = BatchNormReluArgs;
+};
+template <>
+struct OpTypes<Op::batch_norm_relu_backward> {
+  using Problem = BatchNormProblem;
+  using Args = BatchNormReluBackwardArgs;
+};
 template <Op op>
 using ProblemOf = typename OpTypes<op>::Problem;
 template <Op op>
@@ -117,6 +224,24 @@ using ArgsOf = typename OpTypes<op>::Args;
 #define ROW(op, algorithm, isa, covers) \
   void op##_##algorithm##_##isa(const ProblemOf<Op::op>&, const ArgsOf<Op::op>&, const Pool&);
 PYSERVE_CPU_VARIANTS(ROW)
+#undef ROW
+
+// Of the forward variants that have one.
+#if defined(__x86_64__)
+#define PYSERVE_PACKED_VARIANTS(ROW) \
+  ROW(conv2d, winograd, avx512)      \
+  ROW(conv2d, polyphase, avx512)     \
+  ROW(conv2d, depthwise, avx512)     \
+  ROW(conv2d, direct, avx512)        \
+  ROW(conv2d, winograd, avx2)        \
+  ROW(conv2d, polyphase, avx2)       \
+  ROW(conv2d, depthwise, avx2)       \
+  ROW(conv2d, direct, avx2)
+#else
+#define PYSERVE_PACKED_VARIANTS(ROW)
+#endif
+#define ROW(op, algorithm, isa) extern const Packing op##_##algorithm##_##isa##_packing;
+PYSERVE_PACKED_VARIANTS(ROW)
 #undef ROW
 
 }  // namespace pyserve

@@ -20,6 +20,7 @@ from pyserve.spec import FindLearningRateSpec, TrainSpec
 from pyserve.v1 import jobs_pb2
 from tests.cli_support import Run, runner
 from tests.client.fake import FakeServer, details, failing
+from tests.processes import heed_ctrl_c
 
 
 @pytest.fixture
@@ -275,7 +276,10 @@ def test_config_tells_value_and_origin(run: Run, monkeypatch: pytest.MonkeyPatch
 def test_ctrl_c_leaves_the_job_or_cancels_it(fake: FakeServer, flags: list[str]) -> None:
     fake.endless = True
     process = subprocess.Popen(
-        [sys.executable, "-m", "pyserve", "train", "datasets/x", *flags], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "pyserve", "train", "datasets/x", *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,  # noqa: PLW1509  # no other thread of this process holds a lock that it needs
     )
     end = time.monotonic() + 30
     while not any(isinstance(r, jobs_pb2.WatchRequest) for r in fake.requests) and time.monotonic() < end:

@@ -14,12 +14,17 @@ constexpr int kPositions = 8;  // output positions that share a load of the weig
 
 // weight [C][R][S] → floats [tap][C], in the order of the axes' taps.
 template <class T>
-const float* pack_depthwise(const Conv2dProblem& p, const Product& m, const T* weight, const Pool& pool) {
-  float* packed = allocate_floats(pool, most(1, m.taps()) * p.C);
+void pack_depthwise(const Conv2dProblem& p, const Product& m, const T* weight, float* packed) {
   for (int64_t tap = 0; tap < m.taps(); ++tap) {
     const int64_t r = m.rows.source[tap / m.columns_axis.count], s = m.columns_axis.source[tap % m.columns_axis.count];
     for (int64_t c = 0; c < p.C; ++c) packed[tap * p.C + c] = to_float(weight[(c * p.R + r) * p.S + s]);
   }
+}
+
+template <class T>
+const float* pack_depthwise(const Conv2dProblem& p, const Product& m, const T* weight, const Pool& pool) {
+  float* packed = allocate_floats(pool, most(1, m.taps()) * p.C);
+  pack_depthwise(p, m, weight, packed);
   return packed;
 }
 
@@ -51,9 +56,8 @@ void depthwise_tile(const Table<T>& table, int64_t taps, const Block& block, int
 }
 
 template <class T>
-void run_depthwise(const Conv2dProblem& p, const Product& m, const T* input, const T* weight, const float* bias,
+void run_depthwise(const Conv2dProblem& p, const Product& m, const T* input, const float* packed, const float* bias,
                    const T* residual, T* out, Clamp clamp, const Pool& pool) {
-  const float* packed = pack_depthwise(p, m, weight, pool);
   const T* zeros = zero_row<T>(pool, p.C);
   pool(ceil_div(m.grid.positions(), kBlock), 1, [&](int64_t begin, int64_t end) {
     Table<T> table;
@@ -75,18 +79,27 @@ template <class T>
 void depthwise_forward(const Conv2dProblem& p, const Conv2dArgs& args, const Pool& pool) {
   const Product m = forward_product(p);
   const T* bias = static_cast<const T*>(args.bias);
-  run_depthwise(p, m, static_cast<const T*>(args.x), static_cast<const T*>(args.weight),
-                bias ? as_floats(bias, p.C, pool) : nullptr, static_cast<const T*>(args.residual),
-                static_cast<T*>(args.y), p.clamp, pool);
+  const float* packed = args.packed ? args.packed : pack_depthwise(p, m, static_cast<const T*>(args.weight), pool);
+  run_depthwise(p, m, static_cast<const T*>(args.x), packed, bias ? as_floats(bias, p.C, pool) : nullptr,
+                static_cast<const T*>(args.residual), static_cast<T*>(args.y), p.clamp, pool);
 }
 
 template <class T>
 void depthwise_dgrad(const Conv2dProblem& p, const Conv2dDgradArgs& args, const Pool& pool) {
   for (int64_t h = 0; h < least(p.stride_h, p.H); ++h)
-    for (int64_t w = 0; w < least(p.stride_w, p.W); ++w)
-      run_depthwise<T>(p, backward_product(p, h, w), static_cast<const T*>(args.grad),
-                       static_cast<const T*>(args.weight), nullptr, nullptr, static_cast<T*>(args.dx),
+    for (int64_t w = 0; w < least(p.stride_w, p.W); ++w) {
+      const Product m = backward_product(p, h, w);
+      const float* packed = pack_depthwise(p, m, static_cast<const T*>(args.weight), pool);
+      run_depthwise<T>(p, m, static_cast<const T*>(args.grad), packed, nullptr, nullptr, static_cast<T*>(args.dx),
                        {-INFINITY, INFINITY}, pool);
+    }
+}
+
+inline int64_t depthwise_packed_size(const Conv2dProblem& p) { return p.R * p.S * p.C; }
+inline void depthwise_pack(const Conv2dProblem& p, const void* weight, float* packed, const Pool&) {
+  const Product m = forward_product(p);
+  p.dtype == DType::f32 ? pack_depthwise(p, m, static_cast<const float*>(weight), packed)
+                        : pack_depthwise(p, m, static_cast<const Bf16*>(weight), packed);
 }
 
 // sums[tap][c] += Σ_position grad · x for kTaps taps from `tap` on, channels [c, c + n).

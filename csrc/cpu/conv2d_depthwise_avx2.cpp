@@ -5,6 +5,8 @@
 
 namespace pyserve {
 
+const Packing conv2d_depthwise_avx2_packing{direct_layout, depthwise_packed_size, depthwise_pack};
+
 void conv2d_depthwise_avx2(const Conv2dProblem& p, const Conv2dArgs& args, const Pool& pool) {
   p.dtype == DType::f32 ? depthwise_forward<float>(p, args, pool) : depthwise_forward<Bf16>(p, args, pool);
 }

@@ -25,6 +25,7 @@ struct Product {
   int64_t taps() const { return rows.count * columns_axis.count; }
   int64_t padded() const { return ceil_div(columns, Vec::kWidth) * Vec::kWidth; }
   int64_t panels() const { return ceil_div(columns, kPanel); }
+  int64_t packed_size() const { return groups * taps() * depth * padded(); }
 };
 
 // One tap of a panel whose columns are contiguous in the weights.
@@ -54,8 +55,7 @@ void pack_transposed(const Product& m, const T* from, int64_t count, int64_t wid
 }
 
 template <class T>
-const float* pack(const Product& m, const T* weight, const Pool& pool) {
-  float* packed = allocate_floats(pool, m.groups * m.taps() * m.depth * m.padded());
+void pack(const Product& m, const T* weight, float* packed, const Pool& pool) {
   const int64_t taps = m.taps();
   pool(m.groups * m.panels() * taps, 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -69,6 +69,12 @@ const float* pack(const Product& m, const T* weight, const Pool& pool) {
       m.by_column == 1 ? pack_rows(m, from, count, width, to) : pack_transposed(m, from, count, width, to);
     }
   });
+}
+
+template <class T>
+const float* pack(const Product& m, const T* weight, const Pool& pool) {
+  float* packed = allocate_floats(pool, m.packed_size());
+  pack(m, weight, packed, pool);
   return packed;
 }
 
@@ -234,10 +240,18 @@ void direct_forward(const Conv2dProblem& p, const Conv2dArgs& args, const Pool& 
   const T* x = static_cast<const T*>(args.x);
   const float* input =
       reads_runs(p) ? framed(x, p.N, p.H, p.W, p.C, p.pad_h, p.pad_w, pool) : as_floats(x, p.N * p.H * p.W * p.C, pool);
-  const float* packed = pack(m, static_cast<const T*>(args.weight), pool);
+  const float* packed = args.packed ? args.packed : pack(m, static_cast<const T*>(args.weight), pool);
   const Epilogue<T> epilogue{pack_bias(m, static_cast<const T*>(args.bias), pool), static_cast<const T*>(args.residual),
                              static_cast<T*>(args.y), static_cast<float>(p.clamp.lo), static_cast<float>(p.clamp.hi)};
   run_product(m, input, packed, epilogue, pool);
+}
+
+inline int32_t direct_layout(const Conv2dProblem&) { return 0; }
+inline int64_t direct_packed_size(const Conv2dProblem& p) { return forward_product(p).packed_size(); }
+inline void direct_pack(const Conv2dProblem& p, const void* weight, float* packed, const Pool& pool) {
+  const Product m = forward_product(p);
+  p.dtype == DType::f32 ? pack(m, static_cast<const float*>(weight), packed, pool)
+                        : pack(m, static_cast<const Bf16*>(weight), packed, pool);
 }
 
 // Input positions (first_h + i·stride_h, first_w + j·stride_w): all of them are read through the same taps.

@@ -6,6 +6,8 @@
 
 namespace pyserve {
 
+const Packing conv2d_direct_avx512_packing{direct_layout, direct_packed_size, direct_pack};
+
 void conv2d_direct_avx512(const Conv2dProblem& p, const Conv2dArgs& args, const Pool& pool) {
   p.dtype == DType::f32 ? direct_forward<float>(p, args, pool) : direct_forward<Bf16>(p, args, pool);
 }

@@ -1,6 +1,9 @@
 // The CPU implementations of the operators, and ATen for devices that have none.
 #include "../launch.h"
 
+#include "../chain.h"
+#include "../workspace.h"
+
 namespace pyserve {
 namespace {
 
@@ -8,20 +11,24 @@ void run_on_torch_pool(int64_t n, int64_t grain, Pool::Body body, void* context)
   torch::stable::parallel_for(0, n, grain, [=](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
-void* allocate_tensor(void* owner, int64_t size_bytes) {
-  auto& scratch = *static_cast<std::vector<Tensor>*>(owner);
-  scratch.push_back(torch::stable::empty(std::vector<int64_t>{size_bytes}, ScalarType::Byte));
-  return scratch.back().mutable_data_ptr();
+void* allocate_workspace(void* owner, int64_t size_bytes) {
+  return static_cast<Workspace*>(owner)->allocate(size_bytes);
+}
+
+Pool pool_with(Workspace& workspace) {
+  return {run_on_torch_pool, allocate_workspace, &workspace, static_cast<int64_t>(torch::stable::get_num_threads())};
 }
 
 struct Cpu {
-  static bool has(const Tensor& x) { return kernel_dtype(dtype_name(x.scalar_type())).has_value(); }
+  static bool has(const Tensor& x) {
+    return x.scalar_type() != ScalarType::Half && kernel_dtype(dtype_name(x.scalar_type())).has_value();
+  }
   static bool covers(const Conv2dProblem&) { return true; }
 
   template <Op op>
   static void run(const ProblemOf<op>& problem, const ArgsOf<op>& args, const Tensor&) {
-    std::vector<Tensor> scratch;
-    run_cpu<op>(problem, args, {run_on_torch_pool, allocate_tensor, &scratch});
+    Workspace workspace;
+    run_cpu<op>(problem, args, pool_with(workspace));
   }
 };
 
@@ -33,8 +40,64 @@ struct Elsewhere {
   static void run(const ProblemOf<op>&, const ArgsOf<op>&, const Tensor&) {}
 };
 
+// weight [K, C/groups, R, S] of any layout.
+Tensor conv2d_pack(const Tensor& weight, Ints x, Ints stride, Ints padding, Ints dilation, int64_t groups) {
+  const TensorInfo weight_info = tensor_info(weight);
+  const TensorInfo x_info{x, weight_info.dtype, weight_info.device};
+  const Conv2dProblem p = check_conv2d(
+      {x_info, weight_info, std::nullopt, std::nullopt, stride, padding, dilation, groups, -INFINITY, INFINITY});
+  const Packing* packing = packing_of(choose_cpu<Op::conv2d>(p).variant);
+  const int64_t size = packing ? packing->size(p) : 0;
+  Tensor packed = torch::stable::empty(Ints{size}, ScalarType::Float);
+  if (size == 0) return packed;
+  Workspace workspace;
+  packing->pack(p, channels_last(weight).const_data_ptr(), static_cast<float*>(packed.mutable_data_ptr()),
+                pool_with(workspace));
+  return packed;
+}
+
+// A value of the chain as a tensor: [N, C, H, W] in channels-last memory, or [N, C].
+Tensor empty_value(const ChainValue& v, ScalarType type) {
+  if (v.dims == 2) return torch::stable::empty(Ints{v.N, v.C}, type);
+  return torch::stable::empty(Ints{v.N, v.C, v.H, v.W}, type, std::nullopt, std::nullopt, std::nullopt,
+                              MemoryFormat::ChannelsLast);
+}
+
+std::vector<Tensor> run_chain(std::vector<Tensor> inputs, std::vector<Tensor> constants, const Tensor& program) {
+  const Chain chain(static_cast<const int64_t*>(program.const_data_ptr()), program.numel());
+  const ScalarType type = chain.dtype == DType::f32 ? ScalarType::Float : ScalarType::BFloat16;
+  std::vector<Tensor> outputs(static_cast<size_t>(chain.count(Place::output)));
+  std::vector<const void*> in(inputs.size());
+  std::vector<void*> out(outputs.size());
+  for (const ChainValue& v : chain.values) {
+    const auto at = static_cast<size_t>(v.at);
+    if (v.place == Place::output) {
+      outputs.at(at) = empty_value(v, type);
+      out[at] = outputs[at].mutable_data_ptr();
+    } else if (v.place == Place::input) {
+      Tensor& x = inputs.at(at);
+      x = v.dims == 4 ? channels_last(x) : torch::stable::contiguous(x);
+      STD_TORCH_CHECK(x.numel() == v.numel() && x.scalar_type() == type,
+                      "run_chain: an input does not fit the program");
+      in[at] = x.const_data_ptr();
+    }
+  }
+  std::vector<ChainConstant> weights;
+  for (const Tensor& constant : constants) {
+    STD_TORCH_CHECK(constant.is_contiguous(), "run_chain: a constant is not contiguous");
+    weights.push_back({constant.const_data_ptr(), constant.numel()});
+  }
+  Workspace values, scratch;
+  chain.run(in, out, weights, values.allocate(chain.workspace_bytes), pool_with(scratch), [&] { scratch.reset(); });
+  return outputs;
+}
+
 }  // namespace
 }  // namespace pyserve
 
-STABLE_TORCH_LIBRARY_IMPL(pyserve, CPU, m) { pyserve::register_all<pyserve::Cpu>(m); }
+STABLE_TORCH_LIBRARY_IMPL(pyserve, CPU, m) {
+  pyserve::register_all<pyserve::Cpu>(m);
+  m.impl("conv2d_pack", TORCH_BOX(&pyserve::conv2d_pack));
+  m.impl("run_chain", TORCH_BOX(&pyserve::run_chain));
+}
 STABLE_TORCH_LIBRARY_IMPL(pyserve, CompositeExplicitAutograd, m) { pyserve::register_all<pyserve::Elsewhere>(m); }

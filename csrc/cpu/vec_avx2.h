@@ -15,6 +15,7 @@ struct Vec {
   static constexpr int kMostVectors = 2;  // per row of a register tile
   // Rows of a register tile with `vectors` vectors each: 12 of the 16 registers hold sums.
   static constexpr int rows(int vectors) { return vectors == 2 ? 6 : 12; }
+  static constexpr int kFewTiles = 2;  // × six points of a spectrum's row: 12 of the 16 registers hold sums
 
   __m256 v;
 
@@ -41,14 +42,20 @@ struct Vec {
   }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
-  Vec fma(Vec a, Vec b) const { return {_mm256_fmadd_ps(a.v, b.v, v)}; }  // this + a·b
+  friend Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+  friend Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+  Vec fma(Vec a, Vec b) const { return {_mm256_fmadd_ps(a.v, b.v, v)}; }    // this + a·b
+  Vec fnma(Vec a, Vec b) const { return {_mm256_fnmadd_ps(a.v, b.v, v)}; }  // this − a·b
   // NaN stays NaN: max and min return their second operand if either is NaN.
   Vec clamp(Vec lo, Vec hi) const { return {_mm256_min_ps(hi.v, _mm256_max_ps(lo.v, v))}; }
+  // The larger; NaN if either is.
+  Vec max(Vec b) const { return {_mm256_blendv_ps(_mm256_max_ps(v, b.v), v, _mm256_cmp_ps(v, v, _CMP_UNORD_Q))}; }
   // This where !(y <= lo || y >= hi), else 0.
   Vec unless_blocked(Vec y, Vec lo, Vec hi) const {
     const __m256 blocked = _mm256_or_ps(_mm256_cmp_ps(y.v, lo.v, _CMP_LE_OQ), _mm256_cmp_ps(y.v, hi.v, _CMP_GE_OQ));
     return {_mm256_andnot_ps(blocked, v)};
   }
+  bool any_nan() const { return _mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)) != 0; }
   float sum() const {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));

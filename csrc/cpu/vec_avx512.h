@@ -15,6 +15,7 @@ struct Vec {
   static constexpr int kMostVectors = 4;  // per row of a register tile
   // Rows of a register tile with `vectors` vectors each: 16 to 24 of the 32 registers hold sums.
   static constexpr int rows(int vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 12 : 16; }
+  static constexpr int kFewTiles = 4;  // × six points of a spectrum's row: 24 of the 32 registers hold sums
 
   __m512 v;
 
@@ -33,14 +34,20 @@ struct Vec {
   void store(Bf16* p, int64_t n) const { _mm256_mask_storeu_epi16(p, first(n), narrow()); }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
-  Vec fma(Vec a, Vec b) const { return {_mm512_fmadd_ps(a.v, b.v, v)}; }  // this + a·b
+  friend Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+  friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+  Vec fma(Vec a, Vec b) const { return {_mm512_fmadd_ps(a.v, b.v, v)}; }    // this + a·b
+  Vec fnma(Vec a, Vec b) const { return {_mm512_fnmadd_ps(a.v, b.v, v)}; }  // this − a·b
   // NaN stays NaN: max and min return their second operand if either is NaN.
   Vec clamp(Vec lo, Vec hi) const { return {_mm512_min_ps(hi.v, _mm512_max_ps(lo.v, v))}; }
+  // The larger; NaN if either is.
+  Vec max(Vec b) const { return {_mm512_mask_max_ps(v, _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q), v, b.v)}; }
   // This where !(y <= lo || y >= hi), else 0.
   Vec unless_blocked(Vec y, Vec lo, Vec hi) const {
     const __mmask16 blocked = _mm512_cmp_ps_mask(y.v, lo.v, _CMP_LE_OQ) | _mm512_cmp_ps_mask(y.v, hi.v, _CMP_GE_OQ);
     return {_mm512_maskz_mov_ps(static_cast<__mmask16>(~blocked), v)};
   }
+  bool any_nan() const { return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0; }
   float sum() const { return _mm512_reduce_add_ps(v); }
 
   // A square of kWidth rows becomes its transpose: pairs, then fours, then the 128-bit quarters change places.

@@ -4,49 +4,23 @@
 #include <algorithm>
 
 #include "../bias_relu.h"
-#include "element.h"
+#include "divisor.h"
+#include "vector_access.h"
 
 namespace pyserve::simt {
 
 constexpr int32_t kPointwiseThreads = 256;
 constexpr int64_t kMostPointwiseBlocks = int64_t{1} << 20;
 
-// Elements of one 16-byte access.
-template <class T>
-constexpr int32_t kWide = 16 / static_cast<int32_t>(sizeof(T));
-
-inline bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
-// Reads elements [i, i + count) of `from` as floats; zeros from `end` on, and everywhere where `from` is null.
-template <class T, int32_t count>
-PYSERVE_DEVICE void read(const T* from, int64_t i, int64_t end, bool wide, Accumulator<T> (&values)[count]) {
-  if (from != nullptr && wide && i + count <= end) {
-    const auto all = device::load(reinterpret_cast<const device::Vector<T, count>*>(from + i));
-#pragma unroll
-    for (int32_t j = 0; j < count; ++j) values[j] = widen(all.at[j]);
-    return;
-  }
-#pragma unroll
-  for (int32_t j = 0; j < count; ++j)
-    values[j] = from != nullptr && i + j < end ? widen(device::load(from + i + j)) : Accumulator<T>(0);
-}
-
-template <class T, int32_t count>
-PYSERVE_DEVICE void write(T* to, int64_t i, int64_t end, bool wide, const Accumulator<T> (&values)[count]) {
-  if (wide && i + count <= end) {
-    device::Vector<T, count> all;
-#pragma unroll
-    for (int32_t j = 0; j < count; ++j) all.at[j] = narrow<T>(values[j]);
-    return device::store(reinterpret_cast<device::Vector<T, count>*>(to + i), all);
-  }
-#pragma unroll
-  for (int32_t j = 0; j < count; ++j)
-    if (i + j < end) device::store(to + i + j, narrow<T>(values[j]));
-}
+// The problem, and its divisions.
+struct Shape : BiasReluProblem {
+  Divisor by_inner, by_channels;
+  explicit Shape(const BiasReluProblem& p) : BiasReluProblem(p), by_inner(p.inner), by_channels(p.channels) {}
+};
 
 template <class T>
 PYSERVE_KERNEL(kPointwiseThreads, 4)
-bias_relu_kernel(PYSERVE_PARAMETER BiasReluProblem p, PYSERVE_PARAMETER BiasReluArgs args, bool wide) {
+bias_relu_kernel(PYSERVE_PARAMETER Shape p, PYSERVE_PARAMETER BiasReluArgs args, bool wide) {
   using Acc = Accumulator<T>;
   constexpr int32_t count = kWide<T>;
   const T *x = static_cast<const T*>(args.x), *bias = static_cast<const T*>(args.bias);
@@ -54,12 +28,12 @@ bias_relu_kernel(PYSERVE_PARAMETER BiasReluProblem p, PYSERVE_PARAMETER BiasRelu
   const int64_t numel = p.numel(), step = device::grid_size() * kPointwiseThreads * count;
   int64_t i = (device::block_index() * kPointwiseThreads + device::thread_index()) * count;
   for (; i < numel; i += step) {
-    Acc values[count], residual[count];
+    Acc values[count], residual[count] = {};
     read(x, i, numel, wide, values);
-    read(static_cast<const T*>(args.residual), i, numel, wide, residual);
+    if (args.residual != nullptr) read(static_cast<const T*>(args.residual), i, numel, wide, residual);
     if (bias != nullptr) {
-      const int64_t plane = quotient(i, p.inner);
-      int64_t within = i - plane * p.inner, channel = plane - quotient(plane, p.channels) * p.channels;
+      const int64_t plane = quotient(i, p.by_inner);
+      int64_t within = i - plane * p.inner, channel = plane - quotient(plane, p.by_channels) * p.channels;
 #pragma unroll
       for (int32_t j = 0; j < count; ++j) {
         values[j] += widen(device::load(bias + channel));
@@ -77,7 +51,7 @@ void bias_relu(const BiasReluProblem& p, const BiasReluArgs& args, const Queue& 
   const int64_t per_block = kPointwiseThreads * kWide<T>;
   const int64_t blocks = std::min((p.numel() + per_block - 1) / per_block, kMostPointwiseBlocks);
   const bool wide = aligned(args.x) && aligned(args.residual) && aligned(args.y);
-  device::launch(bias_relu_kernel<T>, blocks, kPointwiseThreads, 0, queue, p, args, wide);
+  device::launch(bias_relu_kernel<T>, blocks, kPointwiseThreads, 0, queue, Shape(p), args, wide);
 }
 
 // ------------------------------------------------------------ backward
@@ -86,19 +60,18 @@ void bias_relu(const BiasReluProblem& p, const BiasReluArgs& args, const Queue& 
 // a fixed order. `parts` is [chunks][channels], or null where no sum is wanted.
 template <class T, int32_t kLanes>
 PYSERVE_KERNEL(kPointwiseThreads, 4)
-bias_relu_backward_kernel(PYSERVE_PARAMETER BiasReluProblem p, PYSERVE_PARAMETER BiasReluBackwardArgs args,
-                          int64_t chunk, Accumulator<T>* parts) {
+bias_relu_backward_kernel(PYSERVE_PARAMETER Shape p, PYSERVE_PARAMETER BiasReluBackwardArgs args, int64_t chunk,
+                          PYSERVE_PARAMETER Divisor tiles, Accumulator<T>* parts) {
   using Acc = Accumulator<T>;
   constexpr int32_t kRows = kPointwiseThreads / kLanes;
   const T *grad = static_cast<const T*>(args.grad), *y = static_cast<const T*>(args.y);
   const Acc lo = static_cast<Acc>(p.clamp.mask_lo()), hi = static_cast<Acc>(p.clamp.mask_hi());
-  const int64_t tiles = quotient(p.channels + kLanes - 1, kLanes), positions = p.outer * p.inner;
-  const int64_t chunk_at = quotient(device::block_index(), tiles);
-  const int64_t channel = (device::block_index() - chunk_at * tiles) * kLanes + device::thread_index() % kLanes;
+  const int64_t positions = p.outer * p.inner, chunk_at = quotient(device::block_index(), tiles);
+  const int64_t channel = (device::block_index() - chunk_at * tiles.value) * kLanes + device::thread_index() % kLanes;
   const int64_t begin = chunk_at * chunk, end = begin + chunk < positions ? begin + chunk : positions;
   Acc sum = 0;
   for (int64_t j = begin + device::thread_index() / kLanes; j < end && channel < p.channels; j += kRows) {
-    const int64_t outer = quotient(j, p.inner), i = (outer * p.channels + channel) * p.inner + j - outer * p.inner;
+    const int64_t outer = quotient(j, p.by_inner), i = (outer * p.channels + channel) * p.inner + j - outer * p.inner;
     const Acc seen = y != nullptr ? widen(device::load(y + i)) : Acc(0);
     const bool blocked = y != nullptr && (seen <= lo || seen >= hi);
     const T g = blocked ? narrow<T>(0) : device::load(grad + i);
@@ -140,7 +113,8 @@ void bias_relu_backward(const BiasReluProblem& p, const BiasReluBackwardArgs& ar
   const int64_t chunks = (positions + chunk - 1) / chunk;
   Accumulator<T>* parts = args.dbias != nullptr ? queue.scratch<Accumulator<T>>(chunks * p.channels) : nullptr;
   device::launch(bias_relu_backward_kernel<T, kLanes>, tiles * chunks, kPointwiseThreads,
-                 kPointwiseThreads * static_cast<int32_t>(sizeof(Accumulator<T>)), queue, p, args, chunk, parts);
+                 kPointwiseThreads * static_cast<int32_t>(sizeof(Accumulator<T>)), queue, Shape(p), args, chunk,
+                 Divisor(tiles), parts);
   if (parts == nullptr) return;
   device::launch(sum_chunks_kernel<T>, (p.channels + kPointwiseThreads - 1) / kPointwiseThreads, kPointwiseThreads, 0,
                  queue, parts, chunks, p.channels, static_cast<T*>(args.dbias));

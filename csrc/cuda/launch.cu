@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "../launch.h"
+#include "../launch_batch_norm.h"
 #include "kernels.h"
 
 namespace pyserve {
@@ -53,8 +54,8 @@ struct Cuda {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
     Scratch scratch{on, {}};
-    const Queue queue{stream, capability(device), attribute(cudaDevAttrMultiProcessorCount, device), Scratch::allocate,
-                      &scratch};
+    const Queue queue{stream,           capability(device), attribute(cudaDevAttrMultiProcessorCount, device),
+                      preferred_tile(), Scratch::allocate,  &scratch};
     const CudaChoice<op> choice = choose_cuda<op>(problem, queue);
     note_choice(problem, choice.variant);
     count_call(choice.variant);
@@ -65,4 +66,8 @@ struct Cuda {
 }  // namespace
 }  // namespace pyserve
 
-STABLE_TORCH_LIBRARY_IMPL(pyserve, CUDA, m) { pyserve::register_all<pyserve::Cuda>(m); }
+STABLE_TORCH_LIBRARY_IMPL(pyserve, CUDA, m) {
+  pyserve::register_all<pyserve::Cuda>(m);
+  m.impl("batch_norm_relu", TORCH_BOX(&pyserve::launch_batch_norm_relu<pyserve::Cuda>));
+  m.impl("batch_norm_relu_backward", TORCH_BOX(&pyserve::launch_batch_norm_relu_backward<pyserve::Cuda>));
+}

@@ -1,15 +1,14 @@
 // A tiled matrix product on plain FMA units. What is multiplied, and where the results go, is the `Product`:
 //
 //   Left, Right                  operands (conv2d_operands.h)
-//   rows, columns, inner         64-bit sizes of one group's product
-//   groups, splits               independent products; parts that the sum over `inner` is cut into
+//   ProductSizes                 base class: sizes, and how they are cut into tiles
 //   left(group), right(group)
-//   store(group, split, row, column, sum)
+//   store(group, split, row, column, sums)   of neighbouring columns; those beyond the last are to be left out
 //
 // A block of 256 threads computes a tile of 64 × 64 results, each thread 4 × 4 of them in registers, from tiles of 16
 // along the sum in shared memory. The next tiles are fetched into registers while the current ones are multiplied.
 #pragma once
-#include "element.h"
+#include "product.h"
 
 namespace pyserve::simt {
 
@@ -88,13 +87,12 @@ PYSERVE_DEVICE void multiply(const Acc* left, const Acc* right, Acc (&sums)[kSid
 template <class Product>
 PYSERVE_DEVICE void tile_of(const Product& product, int64_t tile) {
   using Acc = Accumulator<typename Product::Left::Element>;
-  const int64_t column_tiles = quotient(product.columns + kTile - 1, kTile);
-  const int64_t row_tiles = quotient(product.rows + kTile - 1, kTile);
-  const int64_t above = quotient(tile, column_tiles), column = (tile - above * column_tiles) * kTile;
-  const int64_t outside = quotient(above, row_tiles), row = (above - outside * row_tiles) * kTile;
-  const int64_t group = quotient(outside, product.splits), split = outside - group * product.splits;
-  const int64_t share = quotient(product.inner + product.splits - 1, product.splits);
-  const int64_t begin = split * share, end = begin + share < product.inner ? begin + share : product.inner;
+  const int64_t above = quotient(tile, product.column_tiles), outside = quotient(above, product.row_tiles);
+  const int64_t column = (tile - above * product.column_tiles.value) * kTile;
+  const int64_t row = (above - outside * product.row_tiles.value) * kTile;
+  const int64_t group = quotient(outside, product.splits), split = outside - group * product.splits.value;
+  const int64_t begin = split * product.share;
+  const int64_t end = begin + product.share < product.inner ? begin + product.share : product.inner;
 
   Acc* const left_tile = reinterpret_cast<Acc*>(device::shared_memory());
   Acc* const right_tile = left_tile + kDepth * kPitch;
@@ -116,15 +114,10 @@ PYSERVE_DEVICE void tile_of(const Product& product, int64_t tile) {
     multiply(left_tile + row_at, right_tile + column_at, sums);
     device::block_barrier();
   }
+#pragma unroll
   for (int32_t i = 0; i < kSide; ++i)
-    for (int32_t j = 0; j < kSide; ++j)
-      if (row + row_at + i < product.rows && column + column_at + j < product.columns)
-        product.store(group, split, row + row_at + i, column + column_at + j, sums[i][j]);
-}
-
-template <class Product>
-int64_t tiles(const Product& product) {
-  return (product.rows + kTile - 1) / kTile * ((product.columns + kTile - 1) / kTile) * product.groups * product.splits;
+    if (row + row_at + i < product.rows && column + column_at < product.columns)
+      product.store(group, split, row + row_at + i, column + column_at, sums[i]);
 }
 
 template <class Product>
@@ -136,7 +129,6 @@ product_kernel(PYSERVE_PARAMETER Product product) {
 template <class Product>
 void run_product(Product product, const Queue& queue) {
   using Acc = Accumulator<typename Product::Left::Element>;
-  product.tiles = tiles(product);
   const int64_t blocks = product.tiles < kMostBlocks ? product.tiles : kMostBlocks;
   device::launch(product_kernel<Product>, blocks, kThreads, 2 * kDepth * kPitch * sizeof(Acc), queue, product);
 }

@@ -10,6 +10,7 @@ struct Queue {
   void* stream;             // a cudaStream_t
   int32_t capability;       // compute capability × 10
   int32_t multiprocessors;  // of the device
+  int32_t tile;             // a TileSize that tests and the tuner ask for, or -1
   // Scratch memory on the device, 256-byte aligned, valid for all work enqueued on the stream until the operator
   // returns, and for what runs on the stream later; `owner` is the launcher's.
   void* (*allocate)(void* owner, int64_t size_bytes);

@@ -1,13 +1,14 @@
 """The project's own convolution kernels as PyTorch operators: `torch.ops.pyserve.*` and their Python face.
 
-from pyserve.kernels import conv2d, bias_relu, fuse, info
+from pyserve.kernels import conv2d, bias_relu, batch_norm_relu, fuse, info
 """
 
 from __future__ import annotations
 
 from pyserve.kernels import _extension as _extension  # loads the operators; ImportError says how to build them
+from pyserve.kernels.batch_norm import batch_norm_relu
 from pyserve.kernels.fuse import FusedModel, fuse
-from pyserve.kernels.info import KernelInfo, VariantInfo, info
+from pyserve.kernels.info import KernelInfo, VariantInfo, WorkspaceInfo, info, release_workspace
 from pyserve.kernels.layers import AddReLU, Conv2d, ConvBNReLU
 from pyserve.kernels.ops import Activation, bias_relu, conv2d
 
@@ -19,8 +20,11 @@ __all__ = [
     "FusedModel",
     "KernelInfo",
     "VariantInfo",
+    "WorkspaceInfo",
+    "batch_norm_relu",
     "bias_relu",
     "conv2d",
     "fuse",
     "info",
+    "release_workspace",
 ]

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from pyserve.errors import InvalidArgumentError
+from pyserve.kernels.chain import Chain, can_chain, chain_up
 from pyserve.kernels.layers import AddReLU, Conv2d, FoldedConv2d
+from pyserve.kernels.plan import CannotPlanError
 from pyserve.kernels.rewrite import AUGMENTED, Rewriter
 
 
@@ -29,9 +31,11 @@ def fuse(model: nn.Module, *, inference: bool) -> FusedModel:
     moving one to another device or dtype spoils the other (move first, or go on with the fused one only).
 
     Inference form: BatchNorms that follow a convolution are folded into it, and residual addition and activation
-    happen in the convolution's epilogue. It is a copy of its own, in eval mode for good, its parameters want no
-    gradient. `load_state_dict` takes the plain model's state dict (weights are folded again) and `state_dict`
-    gives one that the plain model takes: conv and BatchNorm are kept beside their product.
+    happen in the convolution's epilogue. On the CPU, layers that nobody watches (hooks, autograd, autocast,
+    compile) run in chains, one call each, planned once per set of input sizes. It is a copy of its own, in eval
+    mode for good, its parameters want no gradient. `load_state_dict` takes the plain model's state dict (weights
+    are folded again) and `state_dict` gives one that the plain model takes: conv and BatchNorm are kept beside
+    their product.
 
     Both convert 4-D inputs to channels-last. Modules that hold nothing to fuse are taken over as they are, as are
     convolutions with hooks, of subclasses, or parametrized. Of the model's methods only `forward` is taken over.
@@ -57,7 +61,7 @@ def fuse(model: nn.Module, *, inference: bool) -> FusedModel:
         if inference:
             folds = rewriter.fold_batch_norms()
         rewriter.fuse_epilogues()
-    return FusedModel(root, graphs, inference, folds)
+    return FusedModel(root, graphs, folds, chain_up(root, graphs[False]) if inference else None)
 
 
 class FusedModel(nn.Module):
@@ -70,19 +74,32 @@ class FusedModel(nn.Module):
     inference: bool
 
     def __init__(
-        self, root: nn.Module, graphs: dict[bool, fx.Graph], inference: bool, folds: list[tuple[str, str]]
+        self,
+        root: nn.Module,
+        graphs: dict[bool, fx.Graph],
+        folds: list[tuple[str, str]],
+        chained: tuple[fx.Graph, dict[str, Chain]] | None,
     ) -> None:
         super().__init__()
         self.__dict__.update(root.__dict__)  # children, parameters, buffers, hooks, attributes, under their names
-        self.inference = inference
+        self.inference = chained is not None
         self._folds = folds
         self._programs = {mode: _program(graph) for mode, graph in graphs.items()}
+        self._chained_program: _Program | None = None
+        if chained is not None and chained[1]:
+            self._chained_program = _program(chained[0])
+            self.__dict__.update(chained[1])  # not among the modules: they have no parameters of their own
         self._compile_programs()
         if folds:
             self.register_load_state_dict_post_hook(_fold_again)  # type: ignore[no-untyped-call]
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """What the model's `forward` takes and gives."""
+        if self._run_chained is not None and can_chain(self, inputs):
+            try:
+                return self._run_chained(self, *inputs, **options)
+            except CannotPlanError:
+                pass
         run = self._run_training if self.training else self._run_evaluation
         return run(self, *[_channels_last(value) for value in inputs], **options)
 
@@ -103,14 +120,15 @@ class FusedModel(nn.Module):
         return self._programs[self.training if self.training in self._programs else False][0]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the compiled functions, which are made anew from their source."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_run_training", "_run_evaluation")}
+        """Without the compiled functions."""
+        return {k: v for k, v in self.__dict__.items() if k not in _COMPILED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._compile_programs()
 
     def _compile_programs(self) -> None:
+        self._run_chained = _function(*self._chained_program) if self._chained_program else None
         self._run_evaluation = _function(*self._programs[False])
         same = self._programs.get(True, self._programs[False]) == self._programs[False]
         self._run_training = self._run_evaluation if same else _function(*self._programs[True])
@@ -130,6 +148,7 @@ def _fold_again(module: nn.Module, incompatible_keys: Any) -> None:
 # ------------------------------------------------------------ from model to graph to program
 
 _Program = tuple[str, dict[str, Any]]  # source of forward, and the global names it uses
+_COMPILED = ("_run_training", "_run_evaluation", "_run_chained")  # made anew from their source
 
 
 def _program(graph: fx.Graph) -> _Program:

@@ -23,6 +23,15 @@ class VariantInfo:
 
 
 @dataclass(frozen=True)
+class WorkspaceInfo:
+    """Scratch memory of the CPU kernels; unused it goes back after some seconds, or by `release_workspace`."""
+
+    held_bytes: int
+    lent_bytes: int  # of these, to calls that are running
+    most_held_bytes: int  # ever
+
+
+@dataclass(frozen=True)
 class KernelInfo:
     """The state of the kernels in this process."""
 
@@ -31,6 +40,7 @@ class KernelInfo:
     isa_in_use: str  # isa_found, capped by the environment variable PYSERVE_CPU_ISA
     cuda_loaded: bool
     variants: tuple[VariantInfo, ...]  # best first within an operator
+    workspace: WorkspaceInfo
     fallbacks: dict[str, int]  # what our kernels do not cover and ATen did: "conv2d: float16 on cpu" → calls
 
     @property
@@ -49,8 +59,14 @@ def info() -> KernelInfo:
         isa_in_use=C.isa_in_use(),
         cuda_loaded=CUDA_LOADED,
         variants=tuple(_variant(row, usable) for row in C.variants()),
+        workspace=WorkspaceInfo(*C.workspace()),
         fallbacks=C.fallbacks(),
     )
+
+
+def release_workspace() -> None:
+    """Give the scratch memory that no running call uses back to the system; the next call takes it anew."""
+    C.release_workspace()
 
 
 def _variant(row: dict[str, str | int], usable: list[str]) -> VariantInfo:

@@ -92,6 +92,27 @@ _ODD_ONES = [
     square(1, 33, 5, 65, 3, 2, 1),
 ]
 
+# Winograd tiles are 4 and 3 outputs wide, in blocks of 48; more than 2^20 transformed weights are made in pieces.
+_WINOGRAD = [
+    *(square(1, 19, H, 18, 3, 1, 1) for H in (1, 2, 3, 4, 5, 7, 8, 10, 13)),
+    *(
+        Case(1, 16, H, W, 17, 3, 3, (1, 1), padding)
+        for H, W, padding in ((3, 6, (0, 0)), (9, 5, (2, 2)), (6, 7, (2, 0)))
+    ),
+    square(3, 16, 29, 24, 3, 1, 1),
+    Case(2, 24, 57, 30, 72, 3, 3, (1, 1), (1, 1)),
+    square(1, 176, 7, 180, 3, 1, 1),
+    square(2, 180, 22, 176, 3, 1, 1),
+    *(square(1, 19, H, 18, 3, 2, 1) for H in (1, 2, 3, 5, 6, 7, 8, 11, 14, 19)),
+    *(
+        Case(1, 16, H, W, 17, 3, 3, (2, 2), padding)
+        for H, W, padding in ((3, 12, (0, 0)), (13, 9, (2, 2)), (12, 14, (2, 0)))
+    ),
+    square(3, 16, 57, 24, 3, 2, 1),
+    square(1, 176, 14, 180, 3, 2, 1),
+    square(1, 180, 43, 176, 3, 2, 1),
+]
+
 EMPTY = square(0, 8, 6, 5, 3, 1, 1)
 
-CASES = [*_AROUND_TILES, *_NETWORK_LAYERS, *_ODD_ONES]
+CASES = [*_AROUND_TILES, *_NETWORK_LAYERS, *_ODD_ONES, *_WINOGRAD]

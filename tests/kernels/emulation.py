@@ -27,9 +27,10 @@ SOURCES = ROOT / "csrc"
 EMULATOR = Path(__file__).resolve().parent / "emulator"
 BUILD = ROOT / "build" / "emulator"
 ORDERINGS = ("early", "late")
+TILES = ("large", "medium", "small", "narrow")
 _FLAGS = "-std=c++17 -O2 -fPIC -fvisibility=hidden -fno-strict-aliasing -U_FORTIFY_SOURCE -Wall -Wextra -Werror"
 _FLAGS += " -Wno-unused-parameter -Wno-unknown-pragmas -Wno-maybe-uninitialized"
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2, torch.float16: 3}
 
 
 class ViolationError(AssertionError):
@@ -40,9 +41,10 @@ class ViolationError(AssertionError):
 class Patch:
     """A change to a kernel's source: `old`, which must be there exactly once, becomes `new`."""
 
-    file: str  # under csrc/
+    file: str  # under csrc/cuda/
     old: str
     new: str
+    launch: str  # the <launch>_launch.cu that is compiled with the change; the others stay as they are
 
 
 def build(patch: Patch | None = None) -> Emulator:
@@ -50,31 +52,36 @@ def build(patch: Patch | None = None) -> Emulator:
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
     BUILD.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        sources = SOURCES if patch is None else _patched(Path(folder) / "csrc", patch)
-        files = [*sorted(sources.glob("cuda/*_launch.cu")), *sorted(EMULATOR.glob("*.cpp"))]
-        flags = [*_FLAGS.split(), f"-I{EMULATOR}", f"-I{sources / 'cuda'}"]
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            objects = [str(path) for path in pool.map(lambda file: _compiled(file, flags), files)]
-    library = BUILD / f"{_digest(*objects)}.so"
+    files = [*sorted(SOURCES.glob("cuda/*_launch.cu")), *sorted(EMULATOR.glob("*.cpp"))]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        objects = dict(zip(files, pool.map(lambda file: _compiled(file, SOURCES), files), strict=True))
+    ordered = list(objects.values())
+    if patch is not None:
+        name = f"{patch.launch}_launch.cu"
+        with tempfile.TemporaryDirectory() as folder:
+            sources = _patched(Path(folder) / "csrc", patch)
+            changed = _compiled(sources / "cuda" / name, sources)
+        # First, so that of templates that several files have the changed one is taken.
+        ordered = [changed, *(path for file, path in objects.items() if file.name != name)]
+    library = BUILD / f"{_digest(*map(str, ordered))}.so"
     if not library.exists():
-        _run_into(library, ["g++", "-shared", *objects])
+        _run_into(library, ["g++", "-shared", *map(str, ordered)])
     return Emulator(library)
 
 
 def _patched(copy: Path, patch: Patch) -> Path:
     """A copy of the sources with the patch applied."""
     shutil.copytree(SOURCES, copy, ignore=shutil.ignore_patterns("cpu"))
-    path = copy / patch.file
+    path = copy / "cuda" / patch.file
     text = path.read_text(encoding="utf-8")
     assert text.count(patch.old) == 1, f"{patch.file} has {text.count(patch.old)} times: {patch.old}"
     path.write_text(text.replace(patch.old, patch.new), encoding="utf-8")
     return copy
 
 
-def _compiled(file: Path, flags: list[str]) -> Path:
+def _compiled(file: Path, sources: Path) -> Path:
     """The object of a file, named by a digest of what the preprocessor makes of it."""
-    compiler = ["g++", *flags, "-x", "c++"]
+    compiler = ["g++", *_FLAGS.split(), f"-I{EMULATOR}", f"-I{sources / 'cuda'}", "-x", "c++"]
     text = subprocess.run([*compiler, "-E", "-P", str(file)], capture_output=True, text=True, check=True).stdout
     target = BUILD / f"{_digest(_FLAGS, text)}.o"
     if not target.exists():
@@ -106,6 +113,7 @@ class _Conv2dProblem(ctypes.Structure):
         *((f"{name}_{axis}", ctypes.c_int64) for name in ("stride", "pad", "dilation") for axis in "hw"),
         ("groups", ctypes.c_int64),
         ("dtype", ctypes.c_int32),
+        ("tf32", ctypes.c_bool),
         ("clamp", _Clamp),
     ]
 
@@ -118,11 +126,22 @@ class _BiasReluProblem(ctypes.Structure):
     ]
 
 
+class _BatchNormProblem(ctypes.Structure):
+    _fields_ = [
+        ("rows", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("dtype", ctypes.c_int32),
+        ("training", ctypes.c_bool),
+        ("eps", ctypes.c_double),
+        ("clamp", _Clamp),
+    ]
+
+
 class _Range(ctypes.Structure):
     _fields_ = [("begin", ctypes.c_void_p), ("size_bytes", ctypes.c_int64), ("writable", ctypes.c_bool)]
 
 
-def conv2d_problem(case: Case, dtype: torch.dtype, activation: str = "none") -> Any:
+def conv2d_problem(case: Case, dtype: torch.dtype, activation: str = "none", *, tf32: bool = False) -> Any:
     """A case as the kernels are told it."""
     P, Q = (
         (size + 2 * case.padding[i] - case.dilation[i] * (kernel - 1) - 1) // case.stride[i] + 1
@@ -130,7 +149,9 @@ def conv2d_problem(case: Case, dtype: torch.dtype, activation: str = "none") -> 
     )
     sizes = (case.N, case.H, case.W, case.C, case.K, case.R, case.S, P, Q)
     clamp = _Clamp(*reference.BOUNDS[activation])
-    return _Conv2dProblem(*sizes, *case.stride, *case.padding, *case.dilation, case.groups, _DTYPES[dtype], clamp)
+    return _Conv2dProblem(
+        *sizes, *case.stride, *case.padding, *case.dilation, case.groups, _DTYPES[dtype], tf32, clamp
+    )
 
 
 def bias_relu_problem(sizes: tuple[int, int, int], dtype: torch.dtype, activation: str) -> Any:
@@ -138,12 +159,19 @@ def bias_relu_problem(sizes: tuple[int, int, int], dtype: torch.dtype, activatio
     return _BiasReluProblem(*sizes, _DTYPES[dtype], _Clamp(*reference.BOUNDS[activation]))
 
 
+def batch_norm_problem(x: Tensor, activation: str, *, training: bool, eps: float) -> Any:
+    """x [rows, channels] as the kernels are told it."""
+    clamp = _Clamp(*reference.BOUNDS[activation])
+    return _BatchNormProblem(*x.shape, _DTYPES[x.dtype], training, eps, clamp)
+
+
 class Emulator:
     """A compiled set of kernels."""
 
     def __init__(self, library: Path) -> None:
-        self._emulate = ctypes.CDLL(str(library)).emulate
-        self._emulate.restype = ctypes.c_char_p
+        kernels = ctypes.CDLL(str(library))
+        self._emulate, self._blocks = kernels.emulate, kernels.emulated_blocks
+        self._emulate.restype, self._blocks.restype = ctypes.c_char_p, ctypes.c_int64
 
     def run(
         self,
@@ -152,9 +180,17 @@ class Emulator:
         inputs: Sequence[Tensor | None],
         outputs: Sequence[Tensor | None],
         ordering: str,
+        *,
         capability: int = 80,
-    ) -> None:
+        tile: str = "",
+    ) -> int:
         """Run a variant. Inputs and outputs are dense, and in the order of the operator's argument struct.
+
+        The device has so many multiprocessors that small tiles are chosen in one ordering, so few that large ones
+        are in the other; a tile may be asked for by name.
+
+        Returns:
+            The number of blocks that ran.
 
         Raises:
             ViolationError: where the kernel broke a rule of the programming model.
@@ -174,27 +210,32 @@ class Emulator:
             len(ranges),
             ORDERINGS.index(ordering),
             capability,
+            1 if ordering == "early" else 132,
+            TILES.index(tile) if tile else -1,
         )
         if error is not None:
             raise ViolationError(error.decode())
+        return int(self._blocks())
 
-    def conv2d(self, variant: str, t: Tensors, activation: str, ordering: str) -> Tensor:
+    def conv2d(self, variant: str, t: Tensors, activation: str, ordering: str, *, tf32: bool = False) -> Tensor:
         """clamp(conv(x, weight) + bias + residual), [N, K, P, Q]."""
         y = poisoned_like(nhwc(t.residual))
-        problem = conv2d_problem(t.case, t.x.dtype, activation)
+        problem = conv2d_problem(t.case, t.x.dtype, activation, tf32=tf32)
         self.run(variant, problem, [nhwc(t.x), nhwc(t.weight), t.bias, nhwc(t.residual)], [y], ordering)
         return y.permute(0, 3, 1, 2)
 
-    def conv2d_dgrad(self, variant: str, t: Tensors, ordering: str) -> Tensor:
+    def conv2d_dgrad(self, variant: str, t: Tensors, ordering: str, *, tf32: bool = False) -> Tensor:
         """The gradient of x, [N, C, H, W]."""
         dx = poisoned_like(nhwc(t.x))
-        self.run(variant, conv2d_problem(t.case, t.x.dtype), [nhwc(t.grad), nhwc(t.weight)], [dx], ordering)
+        problem = conv2d_problem(t.case, t.x.dtype, tf32=tf32)
+        self.run(variant, problem, [nhwc(t.grad), nhwc(t.weight)], [dx], ordering)
         return dx.permute(0, 3, 1, 2)
 
-    def conv2d_wgrad(self, variant: str, t: Tensors, ordering: str) -> Tensor:
+    def conv2d_wgrad(self, variant: str, t: Tensors, ordering: str, *, tf32: bool = False) -> Tensor:
         """The gradient of weight, [K, C/groups, R, S]."""
         dw = poisoned_like(nhwc(t.weight))
-        self.run(variant, conv2d_problem(t.case, t.x.dtype), [nhwc(t.grad), nhwc(t.x)], [dw], ordering)
+        problem = conv2d_problem(t.case, t.x.dtype, tf32=tf32)
+        self.run(variant, problem, [nhwc(t.grad), nhwc(t.x)], [dw], ordering)
         return dw.permute(0, 3, 1, 2)
 
 

@@ -9,11 +9,11 @@ import sys
 
 import torch
 
-from pyserve.kernels import info
+from pyserve.kernels import batch_norm_relu, info
 from pyserve.kernels._extension import C
 from tests.kernels.cases import square
 from tests.kernels.reference import Tensors
-from tests.kernels.support import NO_ACTIVATION, covered_dtypes, numbers, variants
+from tests.kernels.support import DTYPES, NO_ACTIVATION, covered_dtypes, numbers, variants
 
 CASES = [
     square(1, 16, 9, 33, 3, 1, 1),
@@ -41,11 +41,13 @@ def main() -> None:
                 for dtype in covered_dtypes(variant, case):
                     convolve(op, Tensors.random(case, dtype, post_relu=False, device="cuda"))
     C.prefer_variant("")
-    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+    for dtype in DTYPES:
         for sizes in ((3, 7, 1, 9), (300, 33)):
             x = torch.randn(sizes).to(dtype).cuda()
             y = torch.ops.pyserve.bias_relu(x, torch.randn(sizes[1]).to(dtype).cuda(), x, 0.0, 6.0)
             torch.ops.pyserve.bias_relu_backward(x, y, 0.0, 6.0, True)
+        x = torch.randn(3, 24, 9, 9).to(dtype).cuda().requires_grad_()
+        batch_norm_relu(x, torch.ones(24).cuda(), torch.zeros(24).cuda(), x.detach()).sum().backward()
     torch.cuda.synchronize()
     idle = [
         variant.name

@@ -3,7 +3,8 @@
 A sum of n products in float32 differs from the exact one by about sqrt(n)·eps·Σ|a||b| (rounding errors are of
 either sign; Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019); storing it as
 bfloat16 adds half a unit in the last place. A kernel may be that wrong, or twice as wrong as PyTorch's own kernel,
-whichever is more.
+whichever is more. Winograd's transforms round as well: its error as a whole (norm-wise) may be three times that of
+oneDNN's channels-last kernels, which PyTorch takes for all but the smallest convolutions, and 1e-5.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from torch import Tensor
 
 from tests.kernels.cases import Case
 
+WINOGRAD = ("winograd", "polyphase")  # algorithms whose transforms round
 BOUNDS = {"none": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
-_SUM_EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-23, torch.float64: 2.0**-52}
-_STORE_EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float64: 2.0**-52}
+_SUM_EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-23, torch.float16: 2.0**-23, torch.float64: 2.0**-52}
+_STORE_EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float64: 2.0**-52}
+_LEAST = {torch.float16: 2.0**-24}  # float16 has no exponents for what is smaller
+_SHORT_SUM = 3e-7  # relative error of a few hundred products' sum; the ratio of two smaller ones tells nothing
 
 
 @dataclass
@@ -30,8 +34,16 @@ class Expected:
     value: Tensor
     allowed: Tensor
 
+    def check_norm(self, got: Tensor, onednns: Tensor) -> None:
+        """Fail where the error of `got` as a whole is more than three times oneDNN's, or 1e-5; or any is NaN."""
+        assert got.shape == self.value.shape, f"got {list(got.shape)}, expected {list(self.value.shape)}"
+        norm = self.value.norm()
+        ours, theirs = (float((y.detach().cpu().double() - self.value).norm() / norm) for y in (got, onednns))
+        allowed = min(1e-5, 3 * max(theirs, _SHORT_SUM))
+        assert ours <= allowed, f"relative error {ours:.3g}, oneDNN's {theirs:.3g}, allowed {allowed:.3g}"
+
     def check(self, got: Tensor, torchs_own: Tensor | None = None) -> None:
-        """Fail where `got` is too far off, also where it is NaN."""
+        """Fail where any value of `got` is too far off, also where it is NaN."""
         assert got.shape == self.value.shape, f"got {list(got.shape)}, expected {list(self.value.shape)}"
         error = (got.detach().cpu().double() - self.value).abs()
         allowed = self.allowed
@@ -47,7 +59,11 @@ class Expected:
 
 def sum_bound(value: Tensor, magnitude: Tensor, terms: int, dtype: torch.dtype) -> Tensor:
     """The allowed error of a sum of `terms` products whose absolute values add up to `magnitude`."""
-    return (math.sqrt(terms) + 2) * _SUM_EPS[dtype] * magnitude + _STORE_EPS[dtype] * value.abs() + 1e-40
+    return (
+        (math.sqrt(terms) + 2) * _SUM_EPS[dtype] * magnitude
+        + _STORE_EPS[dtype] * value.abs()
+        + _LEAST.get(dtype, 1e-40)
+    )
 
 
 def clamp(value: Tensor, activation: str) -> Tensor:
@@ -94,6 +110,21 @@ def _numbers(case: Case) -> tuple[tuple[int, int], tuple[int, int], tuple[int, i
 def conv2d(x: Tensor, weight: Tensor, case: Case) -> Tensor:
     """PyTorch's convolution of a case."""
     return F.conv2d(x, weight, None, *_numbers(case))
+
+
+def onednn(x: Tensor, weight: Tensor, padding: tuple[int, int], stride: tuple[int, int] = (1, 1)) -> Tensor:
+    """oneDNN's channels-last convolution; PyTorch by itself has another kernel where it is small."""
+    x, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, weight))
+    y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        x, weight, None, padding, stride, [1, 1], 1, "none", [], None
+    )
+    return y
+
+
+def onednn_gradient(grad: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
+    """The gradient of x, which is a convolution with the filters turned."""
+    turned = weight.flip(2, 3).transpose(0, 1)
+    return onednn(grad, turned, (weight.shape[2] - 1 - padding[0], weight.shape[3] - 1 - padding[1]))
 
 
 def gradients(grad: Tensor, x: Tensor, weight: Tensor, case: Case) -> tuple[Tensor, Tensor]:

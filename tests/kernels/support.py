@@ -13,7 +13,7 @@ from pyserve.kernels._extension import C
 from tests.kernels.cases import Case
 
 NEEDS_GPU = "needs a CUDA GPU"
-DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)  # the latter on CUDA alone
 NO_ACTIVATION = (-math.inf, math.inf)
 
 

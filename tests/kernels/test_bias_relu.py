@@ -28,6 +28,8 @@ def random(sizes: tuple[int, ...], dtype: torch.dtype, device: str, *, channels_
 
 
 def covers(variant: VariantInfo, dtype: torch.dtype) -> bool:
+    if dtype is torch.float16:
+        return variant.device == "cuda"
     return dtype is not torch.float64 or variant.needs in ("scalar", "cuda")
 
 

@@ -88,6 +88,15 @@ def test_the_library_has_machine_code_for_every_architecture(built: Path) -> Non
     assert {"sm_80", "sm_90a"} <= architectures
 
 
+def test_matrix_kernels_use_the_tensor_cores(built: Path) -> None:
+    matrix_kernels = {key: code for key, code in cuda_toolkit.machine_code().items() if key[0].startswith("mma::")}
+    assert matrix_kernels
+    for key, code in matrix_kernels.items():
+        assert "HMMA" in code, f"{key}: no tensor core instruction"
+        assert "LDGSTS" in code, f"{key}: no asynchronous copy"
+        assert "LDL" not in code, f"{key}: reads local memory"
+
+
 def test_budgets_are_of_kernels_that_exist(built: Path) -> None:
     names = {cuda_toolkit.budget_name(kernel) for kernel, _ in cuda_toolkit.machine_code()}
     assert set(BUDGET) == names

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyserve.kernels import VariantInfo
 from tests.kernels import emulation, reference
 from tests.kernels.cases import CASES, Case
-from tests.kernels.emulation import ORDERINGS, Emulator
+from tests.kernels.emulation import ORDERINGS, Emulator, Patch, nhwc
 from tests.kernels.reference import Expected, Tensors, sum_bound
 from tests.kernels.support import DTYPES, covered, covered_dtypes, variants
 
@@ -26,19 +26,30 @@ BIAS_RELU_SIZES = [
 ]
 
 
+ACTIVATIONS = ("relu", "relu6", "none", "relu")  # in turns, of the element types
+
+
 @pytest.fixture(scope="module")
 def emulator() -> Emulator:
     return emulation.build()
 
 
 def orderings(dtype: torch.dtype) -> tuple[str, ...]:
-    """Both in float32; one of them, in turns, in the element types whose kernels are the same template."""
-    return {torch.float32: ORDERINGS, torch.float64: ORDERINGS[:1]}.get(dtype, ORDERINGS[1:])
+    """Each ordering, with large or small tiles, in one of float32 and float64, and in one of bfloat16 and float16:
+    they share their templates."""
+    return ORDERINGS[:1] if dtype in (torch.float32, torch.bfloat16) else ORDERINGS[1:]
+
+
+def emulated_dtypes(variant: VariantInfo, case: Case) -> list[tuple[torch.dtype, str]]:
+    """The element types to run a case in, each with an activation; of a large case one, in turns."""
+    found = list(zip(covered_dtypes(variant, case), ACTIVATIONS, strict=False))
+    products = case.N * case.H * case.W * case.C * case.K * case.R * case.S // (case.stride[0] * case.stride[1])
+    return found if products < 1_000_000 else [found[(case.C + case.H) % len(found)]]
 
 
 @covered("conv2d", CASES, "cuda")
 def test_forward(emulator: Emulator, variant: VariantInfo, case: Case) -> None:
-    for dtype, activation in zip(covered_dtypes(variant, case), ("relu", "relu6", "none"), strict=False):
+    for dtype, activation in emulated_dtypes(variant, case):
         t = Tensors.random(case, dtype, post_relu=dtype is torch.float32)
         expected = reference.expected_forward(t, activation)
         for ordering in orderings(dtype):
@@ -47,7 +58,7 @@ def test_forward(emulator: Emulator, variant: VariantInfo, case: Case) -> None:
 
 @covered("conv2d_dgrad", CASES, "cuda")
 def test_gradient_of_x(emulator: Emulator, variant: VariantInfo, case: Case) -> None:
-    for dtype in covered_dtypes(variant, case):
+    for dtype, _ in emulated_dtypes(variant, case):
         t = Tensors.random(case, dtype, post_relu=False)
         expected = reference.expected_backward(t, t.grad, "none")[0]
         for ordering in orderings(dtype):
@@ -56,18 +67,80 @@ def test_gradient_of_x(emulator: Emulator, variant: VariantInfo, case: Case) -> 
 
 @covered("conv2d_wgrad", CASES, "cuda")
 def test_gradient_of_weight(emulator: Emulator, variant: VariantInfo, case: Case) -> None:
-    for dtype in covered_dtypes(variant, case):
+    for dtype, _ in emulated_dtypes(variant, case):
         t = Tensors.random(case, dtype, post_relu=dtype is torch.float32)
         expected = reference.expected_backward(t, t.grad, "none")[1]
         for ordering in orderings(dtype):
             expected.check(emulator.conv2d_wgrad(variant.name, t, ordering))
 
 
+# ------------------------------------------------------------ float32 as TF32
+
+
+def in_tf32(t: Tensor) -> Tensor:
+    """The values rounded to TF32: products of these are exact in float32, so the usual bound holds."""
+    return ((t.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+TF32_CASES = [c for c in CASES if c.groups == 1 or not (c.C // c.groups % 4 or c.K // c.groups % 4)]
+
+
+@pytest.mark.parametrize("case", TF32_CASES, ids=str)
+@pytest.mark.parametrize("op", ["conv2d", "conv2d_dgrad", "conv2d_wgrad"])
+def test_tf32(emulator: Emulator, op: str, case: Case) -> None:
+    t = Tensors.random(case, torch.float32, post_relu=False)
+    t.x, t.weight, t.grad = in_tf32(t.x), in_tf32(t.weight), in_tf32(t.grad)
+    name = f"{op}_mma_sm80"
+    ordering = ORDERINGS[case.C % 2]
+    if op == "conv2d":
+        reference.expected_forward(t, "relu").check(emulator.conv2d(name, t, "relu", ordering, tf32=True))
+        return
+    expected = reference.expected_backward(t, t.grad, "none")
+    if op == "conv2d_dgrad":
+        expected[0].check(emulator.conv2d_dgrad(name, t, ordering, tf32=True))
+    else:
+        expected[1].check(emulator.conv2d_wgrad(name, t, ordering, tf32=True))
+
+
+# ------------------------------------------------------------ the choice of tiles
+
+
+@pytest.mark.parametrize("tile", emulation.TILES)
+@pytest.mark.parametrize("op", ["conv2d", "conv2d_dgrad", "conv2d_wgrad"])
+def test_every_tile_gives_the_same(emulator: Emulator, op: str, tile: str) -> None:
+    t = Tensors.random(Case(2, 40, 9, 7, 136, 3, 3, padding=(1, 1)), torch.bfloat16, post_relu=False)
+    problem, (x, weight, grad) = emulation.conv2d_problem(t.case, t.x.dtype), map(nhwc, (t.x, t.weight, t.grad))
+    inputs = {"conv2d": [x, weight, None, None], "conv2d_dgrad": [grad, weight], "conv2d_wgrad": [grad, x]}[op]
+    like = {"conv2d": grad, "conv2d_dgrad": x, "conv2d_wgrad": weight}[op]
+    by_rule, asked_for = emulation.poisoned_like(like), emulation.poisoned_like(like)
+    emulator.run(f"{op}_mma_sm80", problem, inputs, [by_rule], "early")
+    emulator.run(f"{op}_mma_sm80", problem, inputs, [asked_for], "late", tile=tile)
+    assert torch.equal(by_rule, asked_for)
+
+
+def test_a_measured_tile_is_taken(emulator: Emulator) -> None:
+    """A row of the table decides for its class of products, and for no other."""
+    row = "{80, Op::conv2d, DType::bf16, 136, 360, 6, TileSize::narrow},"
+    end = "the rule in choose_tile() decides.\n"
+    tuned = emulation.build(Patch("tuned_tiles.inc", end, f"{end}{row}\n", "conv2d_mma"))
+    blocks = {}
+    for rows in (126, 130):
+        t = Tensors.random(Case(1, 40, 1, rows, 136, 3, 3, padding=(1, 1)), torch.bfloat16, post_relu=False)
+        problem, inputs = emulation.conv2d_problem(t.case, t.x.dtype), [nhwc(t.x), nhwc(t.weight), None, None]
+        for kernels in (emulator, tuned):
+            y = emulation.poisoned_like(nhwc(t.grad))
+            blocks[rows, kernels is tuned] = kernels.run("conv2d_mma_sm80", problem, inputs, [y], "early")
+    assert blocks == {(126, False): 2, (126, True): 5, (130, False): 4, (130, True): 4}
+
+
+# ------------------------------------------------------------ bias_relu
+
+
 @pytest.mark.parametrize("sizes", BIAS_RELU_SIZES, ids=str)
 @pytest.mark.parametrize("variant", variants("bias_relu", "cuda"), ids=lambda variant: variant.name)
 def test_bias_relu(emulator: Emulator, variant: VariantInfo, sizes: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
-    for dtype, activation in zip(DTYPES, ("relu", "relu6", "none"), strict=True):
+    for dtype, activation in zip(DTYPES, ACTIVATIONS, strict=True):
         for with_bias, with_residual in ((True, True), (True, False), (False, True)):
             x, residual = (torch.randn(sizes, dtype=torch.float64).to(dtype) for _ in range(2))
             bias = torch.randn(sizes[1], dtype=torch.float64).to(dtype)
@@ -86,7 +159,7 @@ def test_bias_relu(emulator: Emulator, variant: VariantInfo, sizes: tuple[int, i
 @pytest.mark.parametrize("variant", variants("bias_relu_backward", "cuda"), ids=lambda variant: variant.name)
 def test_bias_relu_backward(emulator: Emulator, variant: VariantInfo, sizes: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
-    for dtype, activation in zip(DTYPES, ("relu", "relu6", "none"), strict=True):
+    for dtype, activation in zip(DTYPES, ACTIVATIONS, strict=True):
         grad, y = (torch.randn(sizes, dtype=torch.float64).to(dtype) for _ in range(2))
         y = reference.clamp(8 * y, activation)
         expected = reference.masked(grad.double(), y.double(), activation)

@@ -40,17 +40,18 @@ def test_every_operator_has_a_variant_that_runs_everywhere() -> None:
 
 
 def test_a_plain_convolution_runs_on_the_best_variant(device: str) -> None:
-    name = f"conv2d_direct_{info().isa_in_use}" if device == "cpu" else "conv2d_simt_cuda"
-    before = info().calls.get(name, 0)
-    conv2d(torch.zeros(1, 8, 4, 4, device=device), torch.zeros(8, 8, 3, 3, device=device))
-    assert info().calls.get(name, 0) == before + 1
+    for size, algorithm in ((3, "winograd"), (5, "direct")):
+        name = f"conv2d_{algorithm}_{info().isa_in_use}" if device == "cpu" else "conv2d_simt_cuda"
+        before = info().calls.get(name, 0)
+        conv2d(torch.zeros(1, 16, 6, 6, device=device), torch.zeros(8, 16, size, size, device=device))
+        assert info().calls.get(name, 0) == before + 1
 
 
 @pytest.mark.parametrize("isa", C.isa_names())
 def test_the_environment_caps_the_isa(isa: str) -> None:
     code = (
         "import json, torch; from pyserve.kernels import conv2d, info\n"
-        "conv2d(torch.zeros(1, 8, 4, 4), torch.zeros(8, 8, 3, 3), activation='relu')\n"
+        "conv2d(torch.zeros(1, 8, 5, 5), torch.zeros(8, 8, 5, 5), activation='relu')\n"
         "found = info(); print(json.dumps([found.isa_in_use, found.calls]))"
     )
     result = run_python(code, PYSERVE_CPU_ISA=isa)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -76,19 +76,23 @@ class Running:
     async def __aenter__(self) -> Running:
         await self._server.start()
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.port}")
+        self._blocking = grpc.insecure_channel(f"127.0.0.1:{self.port}")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.channel.close()
+        self._blocking.close()
         await self._server.stop(None)
 
     async def call(self, arity: str, request: bytes) -> bytes:
-        """All that comes back."""
-        method = getattr(self.channel, arity)(f"/test.Echo/{arity}")
-        call = method(iter([request, b"!"]) if arity.startswith("stream") else request, timeout=10)
-        if arity.endswith("stream"):
-            return b"".join([part async for part in call])
-        return bytes(await call)
+        """All that comes back, to a blocking client: grpc.aio's own loses the status where it still sends."""
+
+        def call() -> bytes:
+            method = getattr(self._blocking, arity)(f"/test.Echo/{arity}")
+            answer = method(iter([request, b"!"]) if arity.startswith("stream") else request, timeout=10)
+            return b"".join(answer) if arity.endswith("stream") else bytes(answer)
+
+        return await asyncio.to_thread(call)
 
 
 ARITIES = ("unary_unary", "stream_unary", "unary_stream", "stream_stream")
@@ -119,11 +123,11 @@ async def test_errors(
 ) -> None:
     with caplog.at_level(logging.INFO):
         async with Running() as running:
-            with pytest.raises(grpc.aio.AioRpcError) as info:
+            with pytest.raises(grpc.RpcError) as info:
                 await running.call(arity, request_bytes)
     error: Any = info.value
     assert error.code() == code
-    status: Any = rpc_status.from_call(_Call(error))
+    status: Any = rpc_status.from_call(error)
     assert status.message.startswith(sentence)
     assert "secret" not in str(status)
     details = {type(d): d for d in map(_unpack, status.details)}
@@ -135,19 +139,6 @@ async def test_errors(
         assert "ZeroDivisionError" in caplog.text  # the log has what the client is not told
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         assert details[error_details_pb2.RetryInfo].retry_delay.ToMilliseconds() == 1500
-
-
-class _Call:
-    """What rpc_status reads of a call."""
-
-    def __init__(self, error: grpc.aio.AioRpcError) -> None:
-        self._error = error
-
-    def __getattr__(self, name: str) -> Callable[[], Any]:
-        value = getattr(self._error, name)()
-        if name == "trailing_metadata":
-            value = tuple(value)
-        return lambda: value
 
 
 def _unpack(detail: Any) -> Any:

@@ -180,7 +180,7 @@ def test_batch_norm_stays_only_where_it_came_with_weights() -> None:
 
 def test_the_finder_finds_a_rate_with_a_spread(manifest: Manifest, tmp_path: Path, cache: Path) -> None:
     listener = Recorder()
-    spec = FindLearningRateSpec(training=tints(epochs=1), steps=60, repeats=3, start_lr=1e-5)
+    spec = FindLearningRateSpec(training=tints(epochs=1), steps=40, repeats=2, start_lr=1e-5)
     result = find_learning_rate(spec, manifest, TrainDirs(tmp_path, cache), listener)
     assert result.status == "done"
     assert set(result.suggestions) == set(RULES)
@@ -190,7 +190,7 @@ def test_the_finder_finds_a_rate_with_a_spread(manifest: Manifest, tmp_path: Pat
     assert chosen.highest is not None
     assert 1e-5 <= chosen.lowest <= chosen.learning_rate <= chosen.highest <= 10  # type: ignore[operator]
     assert [p.run for p in listener.points] == sorted(p.run for p in listener.points)
-    assert {p.run for p in listener.points} == {0, 1, 2}
+    assert {p.run for p in listener.points} == {0, 1}
     assert result.lrs == [p.learning_rate for p in listener.points if p.run == 0]
     assert result.runs[0].losses != result.runs[1].losses
     assert list(tmp_path.iterdir()) == []  # it wrote nothing into the job's folder

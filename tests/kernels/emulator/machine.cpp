@@ -18,6 +18,7 @@ std::string at_offset(const unsigned char* at, const unsigned char* begin) { ret
 
 void Machine::configure(Ordering ordering, std::vector<Range> ranges) {
   ordering_ = ordering;
+  blocks_run_ = 0;
   scratch_.clear();
   ranges_.clear();
   for (const Range& range : ranges) ranges_.push_back({range, false, false, {}});
@@ -91,6 +92,7 @@ void Machine::run(int64_t blocks, int32_t threads, int32_t shared_bytes, const s
     throw Violation("launch: " + std::to_string(threads) + " threads, expected a multiple of 32 up to 1024");
   if (shared_bytes > kMostShared)
     throw Violation("launch: " + std::to_string(shared_bytes) + " bytes of shared memory");
+  blocks_run_ += blocks;
   blocks_ = blocks, threads_ = threads, shared_bytes_ = shared_bytes, kernel_ = &kernel;
   for (GlobalRange& range : ranges_) {
     range.read = range.written = false;

@@ -46,6 +46,7 @@ class Machine {
   int32_t thread() const { return current_; }
   int64_t block() const { return block_; }
   int64_t blocks() const { return blocks_; }
+  int64_t blocks_run() const { return blocks_run_; }  // since the last configure()
   unsigned char* shared() { return shared_; }
 
   void global_read(const void* from, size_t size, size_t alignment);
@@ -121,7 +122,7 @@ class Machine {
   std::jmp_buf home_;
   const std::function<void()>* kernel_ = nullptr;
   int32_t threads_ = 0, current_ = 0, waiting_ = 0;
-  int64_t block_ = 0, blocks_ = 0;
+  int64_t block_ = 0, blocks_ = 0, blocks_run_ = 0;
   uint32_t epoch_ = 0;
   bool released_ = false;
   std::string violation_;

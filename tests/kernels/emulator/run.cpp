@@ -23,19 +23,22 @@ void run(const std::string& name, const void* problem, const void* args, const Q
 }  // namespace pyserve::emulator
 
 // Returns null, or what went wrong.
-extern "C" __attribute__((visibility("default"))) const char* emulate(const char* name, const void* problem,
-                                                                      const void* args,
-                                                                      const pyserve::emulator::Range* ranges,
-                                                                      int32_t range_count, int32_t ordering,
-                                                                      int32_t capability) {
+extern "C" __attribute__((visibility("default"))) const char* emulate(
+    const char* name, const void* problem, const void* args, const pyserve::emulator::Range* ranges,
+    int32_t range_count, int32_t ordering, int32_t capability, int32_t multiprocessors, int32_t tile) {
   using namespace pyserve::emulator;
   static std::string message;
   try {
     machine.configure(static_cast<Ordering>(ordering), {ranges, ranges + range_count});
-    run(name, problem, args, {nullptr, capability, 108, allocate, nullptr});
+    run(name, problem, args, {nullptr, capability, multiprocessors, tile, allocate, nullptr});
     return nullptr;
   } catch (const std::exception& error) {
     message = error.what();
     return message.c_str();
   }
+}
+
+// Blocks of all launches of the last run.
+extern "C" __attribute__((visibility("default"))) int64_t emulated_blocks() {
+  return pyserve::emulator::machine.blocks_run();
 }

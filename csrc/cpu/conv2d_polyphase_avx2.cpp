@@ -1,0 +1,17 @@
+// Winograd convolution with stride 2, in its phases, for AVX2.
+#include "vec_avx2.h"
+//
+#include "conv2d_winograd.h"
+
+namespace pyserve {
+
+const Packing conv2d_polyphase_avx2_packing{winograd_layout<StrideTwo>, winograd_packed_size<StrideTwo>,
+                                            winograd_pack<StrideTwo>};
+
+void conv2d_polyphase_avx2(const Conv2dProblem& p, const Conv2dArgs& args, const Pool& pool) {
+  if (winograd_forward<StrideTwo>(p, args, pool)) return;
+  count_call(Variant::conv2d_direct_avx2);
+  conv2d_direct_avx2(p, args.without_packed(), pool);
+}
+
+}  // namespace pyserve

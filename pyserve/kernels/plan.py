@@ -1,0 +1,232 @@
+"""Plans: what a chain of layers does for one set of input sizes, as the program that `csrc/chain.h` describes.
+
+Sizes and life times of all values are known before the first layer runs, so that their memory is planned once, and
+the weights are packed once for the kernels that will be taken.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from pyserve.kernels._extension import C
+from pyserve.kernels.ops import BOUNDS
+from pyserve.kernels.steps import Pair, Step, Steps
+
+_ALIGNMENT = 64
+_PLACES = ("input", "output", "workspace")  # csrc/chain.h: Place
+_KINDS = ("conv2d", "max_pool2d", "average_pool2d", "linear", "bias_relu", "flatten")  # csrc/chain.h: StepKind
+_DTYPES = (torch.float32, torch.bfloat16)  # csrc/conv2d.h: DType
+
+
+class CannotPlanError(Exception):
+    """Sizes or types that the chain's layers do not take; PyTorch may, or tells what is wrong with them."""
+
+
+class Weights(NamedTuple):
+    """Of one layer."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `torch.ops.pyserve.run_chain` takes beside the inputs."""
+
+    program: Tensor  # int64
+    constants: list[Tensor]
+    workspace_bytes: int
+
+
+@dataclass
+class Value:
+    """Sizes of a value, N, H, W, C, and where it lives."""
+
+    sizes: tuple[int, int, int, int]
+    dims: int  # 4, or 2 where H and W are one
+    place: str = "workspace"
+    at: int = 0  # its number among those of its place, or its offset
+    first: int = 0  # the step that makes it, and
+    last: int = 0  # the last that reads it
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.sizes)
+
+
+def make_plan(steps: Steps, weights: Sequence[Weights], inputs: Sequence[Any], packed: dict[Any, Tensor]) -> Plan:
+    """Plan a chain.
+
+    Args:
+        steps: its layers.
+        weights: of those that have some, in order.
+        inputs: tensors of the sizes and the element type to plan for.
+        packed: packed weights by layer and layout, shared by the plans of a chain; what is missing is added.
+
+    Raises:
+        CannotPlanError: its layers do not take such inputs.
+    """
+    return _Planner(steps, weights, inputs, packed).plan()
+
+
+class _Planner:
+    def __init__(
+        self, steps: Steps, weights: Sequence[Weights], inputs: Sequence[Any], packed: dict[Any, Tensor]
+    ) -> None:
+        self.steps = steps.steps
+        self.outputs = steps.outputs
+        with_weights = (i for i, step in enumerate(self.steps) if step.module is not None)
+        self.weights = dict(zip(with_weights, weights, strict=True))
+        self.packed = packed
+        self.dtype = inputs[0].dtype
+        self.constants: list[Tensor] = []
+        self.values = [self._input(x, i) for i, x in enumerate(inputs)]
+
+    def plan(self) -> Plan:
+        program = [self._step(i, step) for i, step in enumerate(self.steps)]
+        for i, number in enumerate(self.outputs):
+            self.values[number].place, self.values[number].at = "output", i
+        size_bytes = place_values(self.values, self.dtype.itemsize)
+        header = [_DTYPES.index(self.dtype), size_bytes, len(self.values), len(program)]
+        values = [[_PLACES.index(v.place), v.at, v.dims, *v.sizes] for v in self.values]
+        steps = [[kind, len(words), *words] for kind, words in program]
+        words = [*header, *(word for part in values + steps for word in part)]
+        return Plan(torch.tensor(words, dtype=torch.int64), self.constants, size_bytes)
+
+    # -------------------------------------------------------- values
+
+    def _input(self, x: Any, number: int) -> Value:
+        if not isinstance(x, Tensor) or x.dtype is not self.dtype or x.dim() not in (2, 4) or not x.numel():
+            raise CannotPlanError
+        n, c, h, w = (*x.shape, 1, 1)[:4]
+        return Value((n, h, w, c), x.dim(), "input", number)
+
+    def _step(self, i: int, step: Step) -> tuple[int, list[int]]:
+        """A step's kind and words; its value is added."""
+        x = self.values[step.x]
+        for number in (step.x, step.residual):
+            if number >= 0:
+                self.values[number].last = i
+        make: Callable[[int, Step, Value], tuple[Value, list[int]]] = getattr(self, f"_{step.kind}")
+        y, words = make(i, step, x)
+        if min(y.sizes) < 1 or (step.residual >= 0 and self.values[step.residual].sizes != y.sizes):
+            raise CannotPlanError
+        y.first = y.last = i
+        self.values.append(y)
+        return _KINDS.index(step.kind), [step.x, step.y, *words]
+
+    # -------------------------------------------------------- layers
+
+    def _conv2d(self, i: int, step: Step, x: Value) -> tuple[Value, list[int]]:
+        conv = cast("nn.Conv2d", step.module)
+        n, h, w, c = x.sizes
+        weight, bias = self.weights[i]
+        stride, padding, dilation = step.stride, step.padding, cast("Pair", conv.dilation)
+        if x.dims != 4 or c != conv.in_channels or weight.dtype is not self.dtype:
+            raise CannotPlanError
+        kernel = (weight.shape[2], weight.shape[3])
+        spans = [d * (r - 1) + 1 for d, r in zip(dilation, kernel, strict=True)]
+        p, q = (
+            (size + 2 * pad - span) // step_ + 1
+            for size, pad, span, step_ in zip((h, w), padding, spans, stride, strict=True)
+        )
+        if p < 1 or q < 1:
+            raise CannotPlanError
+        numbers = (list(stride), list(padding), list(dilation), conv.groups)
+        variant, packed = self._packed_weight(i, weight, [n, c, h, w], numbers)
+        words = [
+            step.residual,
+            self._constant(weight.permute(0, 2, 3, 1)),
+            self._constant(packed),
+            self._constant(bias),
+            variant,
+            *kernel,
+            *stride,
+            *padding,
+            *dilation,
+            conv.groups,
+            *_bits(step.activation),
+        ]
+        return Value((n, p, q, conv.out_channels), 4), words
+
+    def _packed_weight(self, i: int, weight: Tensor, x: list[int], numbers: Any) -> tuple[int, Tensor | None]:
+        """The variant that will be taken, and the weights as it wants them."""
+        name = str(self.dtype).removeprefix("torch.")
+        variant, layout = C.conv2d_choice((x, name, "cpu"), (list(weight.shape), name, "cpu"), *numbers)
+        if layout < 0:
+            return variant, None
+        key = (i, variant, layout)
+        if key not in self.packed:
+            self.packed[key] = torch.ops.pyserve.conv2d_pack(weight, x, *numbers)
+        return variant, self.packed[key]
+
+    def _max_pool2d(self, i: int, step: Step, x: Value) -> tuple[Value, list[int]]:
+        n, h, w, c = x.sizes
+        p, q = (
+            (size + 2 * pad - kernel) // stride + 1
+            for size, kernel, stride, pad in zip((h, w), step.kernel, step.stride, step.padding, strict=True)
+        )
+        if x.dims != 4 or any(2 * pad > kernel for pad, kernel in zip(step.padding, step.kernel, strict=True)):
+            raise CannotPlanError
+        return Value((n, p, q, c), 4), [*step.kernel, *step.stride, *step.padding]
+
+    def _average_pool2d(self, i: int, step: Step, x: Value) -> tuple[Value, list[int]]:
+        n, h, w, c = x.sizes
+        p, q = (size if wanted is None else wanted for size, wanted in zip((h, w), step.sizes, strict=True))
+        if x.dims != 4:
+            raise CannotPlanError
+        return Value((n, p, q, c), 4), []
+
+    def _linear(self, i: int, step: Step, x: Value) -> tuple[Value, list[int]]:
+        weight, bias = self.weights[i]
+        if x.dims != 2 or x.sizes[3] != weight.shape[1] or weight.dtype is not self.dtype:
+            raise CannotPlanError
+        words = [self._constant(weight), self._constant(bias), *_bits(step.activation)]
+        return Value((x.sizes[0], 1, 1, weight.shape[0]), 2), words
+
+    def _bias_relu(self, i: int, step: Step, x: Value) -> tuple[Value, list[int]]:
+        return Value(x.sizes, x.dims), [step.residual, *_bits(step.activation)]
+
+    def _flatten(self, i: int, step: Step, x: Value) -> tuple[Value, list[int]]:
+        n, h, w, c = x.sizes
+        return Value((n, 1, 1, h * w * c), 2), []
+
+    def _constant(self, tensor: Tensor | None) -> int:
+        """The number of a constant; −1 for none."""
+        if tensor is None:
+            return -1
+        if not tensor.is_cpu:
+            raise CannotPlanError
+        self.constants.append(tensor.contiguous())
+        return len(self.constants) - 1
+
+
+def place_values(values: Sequence[Value], itemsize: int) -> int:
+    """Give every value of the workspace an offset, such that no two that live at once overlap; bytes in all.
+
+    Largest first, each into the lowest gap: Pisarchyk and Lee, "Efficient memory management for deep neural net
+    inference", 2020.
+    """
+    placed: list[tuple[int, int, Value]] = []
+    for value in sorted((v for v in values if v.place == "workspace"), key=lambda v: -v.numel):
+        size = -(-value.numel * itemsize // _ALIGNMENT) * _ALIGNMENT
+        at = 0
+        for begin, end, other in sorted(placed, key=lambda entry: entry[0]):
+            alive_together = value.first <= other.last and other.first <= value.last
+            if alive_together and begin < at + size and at < end:
+                at = end
+        value.at = at
+        placed.append((at, at + size, value))
+    return max((end for _, end, _ in placed), default=0)
+
+
+def _bits(activation: str) -> list[int]:
+    """The bounds of an activation as words that hold doubles."""
+    return list(struct.unpack("<2q", struct.pack("<2d", *BOUNDS[activation])))
