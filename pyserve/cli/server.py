@@ -71,6 +71,9 @@ def health(
     local: Annotated[
         bool, typer.Option("--local", help="Ask the server that has these settings on this machine.")
     ] = False,
+    alive: Annotated[
+        bool, typer.Option("--alive", help="Be content with any answer: a server that drains is alive.")
+    ] = False,
     config_file: ConfigFile = None,
     timeout: Annotated[float, typer.Option(help="Longest wait for the answer, seconds.")] = 5.0,
 ) -> None:
@@ -81,7 +84,7 @@ def health(
     name_file(config_file)
     with _to_own_server(timeout) if local else connect(address, retry_s=0.0) as client:
         status = client.health(service, timeout_s=timeout)
-    if status != "SERVING":
+    if status != "SERVING" and not alive:
         raise UnavailableError(f"{service or 'the server'} is {status}")
     print(status)
 

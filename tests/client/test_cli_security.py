@@ -92,8 +92,8 @@ async def test_health_of_the_own_server(tmp_path: Path, tls: bool) -> None:
     given = {"host": "0.0.0.0", "port": port, "data_dir": tmp_path / "data", **files}  # noqa: S104
     environment = os.environ | {f"PYSERVE_{name.upper()}": str(value) for name, value in given.items()}
 
-    async def health() -> tuple[int | None, str]:
-        command = (sys.executable, "-m", "pyserve", "health", "--local")
+    async def health(*options: str) -> tuple[int | None, str]:
+        command = (sys.executable, "-m", "pyserve", "health", "--local", *options)
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=pipe, stderr=pipe)
         out, err = await process.communicate()
@@ -104,6 +104,7 @@ async def test_health_of_the_own_server(tmp_path: Path, tls: bool) -> None:
     code, told = await health()
     assert code == 5
     assert "the server is NOT_SERVING" in told
+    assert await health("--alive") == (0, "NOT_SERVING\n")
     if tls:
         environment["PYSERVE_TLS_CERT"] = str(Authority(tmp_path, "other").issue("other").cert)
         code, told = await health()
