@@ -42,7 +42,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 COMMANDS = (
     *("serve", "config", "health", "lr-find", "train", "predict", "top-losses", "confusion-matrix", "kernels"),
     *(f"datasets {name}" for name in ("upload", "register", "list", "show", "delete")),
-    *(f"jobs {name}" for name in ("list", "show", "watch", "cancel", "resume", "artifacts")),
+    *(f"jobs {name}" for name in ("list", "show", "watch", "cancel", "resume", "delete", "artifacts")),
     *(f"models {name}" for name in ("list", "show")),
     *(f"tokens {name}" for name in ("create", "list", "revoke")),
 )
@@ -291,3 +291,10 @@ def test_ctrl_c_leaves_the_job_or_cancels_it(fake: FakeServer, flags: list[str])
     assert cancelled == (["jobs/0"] if flags else [])
     assert ("was asked to stop" in err) if flags else ("pyserve jobs cancel jobs/0" in err)
     assert "Traceback" not in err
+
+
+def test_delete_of_a_job(run: Run, fake: FakeServer) -> None:
+    name = "jobs/01890000-0000-7000-8000-000000000000"
+    done = run("jobs", "delete", name)
+    assert (done.code, done.out, done.err) == (0, "", f"{name} is gone\n")
+    assert fake.requests == [jobs_pb2.DeleteJobRequest(name=name)]

@@ -4,7 +4,7 @@
     tokens.py      tokens create · list · revoke
     datasets.py    datasets upload · register · list · show · delete
     training.py    lr-find, train
-    jobs.py        jobs list · show · watch · cancel · resume · artifacts
+    jobs.py        jobs list · show · watch · cancel · resume · delete · artifacts
     models.py      models list · show, predict
     insight.py     top-losses, confusion-matrix, kernels
 

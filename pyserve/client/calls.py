@@ -263,6 +263,11 @@ class Calls:
         request = jobs_pb2.ResumeJobRequest(name=name)
         return await self._call(self._stubs.jobs.Resume, request, timeout_s, repeatable=False)
 
+    async def delete_job(self, name: str, *, timeout_s: float | None = None) -> None:
+        """Remove a job that has ended, with its log and files. Not tried again: a second try would not find it."""
+        request = jobs_pb2.DeleteJobRequest(name=name)
+        await self._call(self._stubs.jobs.Delete, request, timeout_s, repeatable=False)
+
     async def get_artifact(self, job: str, artifact: str, *, timeout_s: float | None = None) -> common_pb2.Figure:
         """A file that the job made, such as ("jobs/{id}", "training_curves.png")."""
         request = jobs_pb2.GetArtifactRequest(name=f"{job}/artifacts/{artifact}")

@@ -195,6 +195,7 @@ class Client:
     wait = _blocking(Calls.wait)
     cancel_job = _blocking(Calls.cancel_job)
     resume_job = _blocking(Calls.resume_job)
+    delete_job = _blocking(Calls.delete_job)
     get_artifact = _blocking(Calls.get_artifact)
 
     predict = _blocking(Calls.predict)

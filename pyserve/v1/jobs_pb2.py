@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from pyserve.v1 import common_pb2 as pyserve_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15pyserve/v1/jobs.proto\x12\npyserve.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x17pyserve/v1/common.proto\"\x86\t\n\tTrainSpec\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x19\n\x0c\x61rchitecture\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x0f\n\x07weights\x18\x04 \x01(\t\x12\x17\n\nimage_size\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x17\n\nbatch_size\x18\x06 \x01(\x05H\x02\x88\x01\x01\x12\x13\n\x06\x65pochs\x18\x07 \x01(\x05H\x03\x88\x01\x01\x12\x1a\n\rfrozen_epochs\x18\x08 \x01(\x05H\x04\x88\x01\x01\x12\x1a\n\rlearning_rate\x18\t \x01(\x01H\x05\x88\x01\x01\x12\x0f\n\x07lr_from\x18\n \x01(\t\x12\x1b\n\x0elr_from_policy\x18\x0b \x01(\tH\x06\x88\x01\x01\x12\x1b\n\x0e\x62ody_lr_factor\x18\x0c \x01(\x01H\x07\x88\x01\x01\x12\x15\n\x08schedule\x18\r \x01(\tH\x08\x88\x01\x01\x12\x19\n\x0c\x63ycle_epochs\x18\x0e \x01(\x05H\t\x88\x01\x01\x12\x17\n\ncycle_mult\x18\x0f \x01(\x05H\n\x88\x01\x01\x12\x16\n\toptimizer\x18\x10 \x01(\tH\x0b\x88\x01\x01\x12\x15\n\x08momentum\x18\x11 \x01(\x01H\x0c\x88\x01\x01\x12\x19\n\x0cweight_decay\x18\x12 \x01(\x01H\r\x88\x01\x01\x12\x1c\n\x0flabel_smoothing\x18\x13 \x01(\x01H\x0e\x88\x01\x01\x12\x14\n\x07\x61ugment\x18\x14 \x01(\tH\x0f\x88\x01\x01\x12\x18\n\x0b\x66reeze_body\x18\x15 \x01(\x08H\x10\x88\x01\x01\x12\x1e\n\x11\x66reeze_batch_norm\x18\x16 \x01(\x08H\x11\x88\x01\x01\x12\x16\n\tprecision\x18\x17 \x01(\tH\x12\x88\x01\x01\x12\x11\n\x04seed\x18\x18 \x01(\x03H\x13\x88\x01\x01\x12$\n\x17\x65\x61rly_stopping_patience\x18\x19 \x01(\x05H\x14\x88\x01\x01\x12\x14\n\x07monitor\x18\x1a \x01(\tH\x15\x88\x01\x01\x12\x1f\n\x12gradient_clip_norm\x18\x1b \x01(\x01H\x16\x88\x01\x01\x12\"\n\x15gradient_accumulation\x18\x1c \x01(\x05H\x17\x88\x01\x01\x12\x13\n\x06\x64\x65vice\x18\x1d \x01(\tH\x18\x88\x01\x01\x42\x0f\n\r_architectureB\r\n\x0b_image_sizeB\r\n\x0b_batch_sizeB\t\n\x07_epochsB\x10\n\x0e_frozen_epochsB\x10\n\x0e_learning_rateB\x11\n\x0f_lr_from_policyB\x11\n\x0f_body_lr_factorB\x0b\n\t_scheduleB\x0f\n\r_cycle_epochsB\r\n\x0b_cycle_multB\x0c\n\n_optimizerB\x0b\n\t_momentumB\x0f\n\r_weight_decayB\x12\n\x10_label_smoothingB\n\n\x08_augmentB\x0e\n\x0c_freeze_bodyB\x14\n\x12_freeze_batch_normB\x0c\n\n_precisionB\x07\n\x05_seedB\x1a\n\x18_early_stopping_patienceB\n\n\x08_monitorB\x15\n\x13_gradient_clip_normB\x18\n\x16_gradient_accumulationB\t\n\x07_device\"\xb1\x02\n\x14\x46indLearningRateSpec\x12\'\n\x08training\x18\x01 \x01(\x0b\x32\x15.pyserve.v1.TrainSpec\x12\x15\n\x08start_lr\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06\x65nd_lr\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05steps\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x11\n\x04mode\x18\x05 \x01(\tH\x03\x88\x01\x01\x12\x1e\n\x11\x64ivergence_factor\x18\x06 \x01(\x01H\x04\x88\x01\x01\x12\x14\n\x07repeats\x18\x07 \x01(\x05H\x05\x88\x01\x01\x12\x11\n\x04rule\x18\x08 \x01(\tH\x06\x88\x01\x01\x42\x0b\n\t_start_lrB\t\n\x07_end_lrB\x08\n\x06_stepsB\x07\n\x05_modeB\x14\n\x12_divergence_factorB\n\n\x08_repeatsB\x07\n\x05_rule\"H\n\x0cTrainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12$\n\x05train\x18\x02 \x01(\x0b\x32\x15.pyserve.v1.TrainSpec\"k\n\x17\x46indLearningRateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12<\n\x12\x66ind_learning_rate\x18\x02 \x01(\x0b\x32 .pyserve.v1.FindLearningRateSpec\"\xd9\x04\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.pyserve.v1.JobState\x12&\n\x05train\x18\x03 \x01(\x0b\x32\x15.pyserve.v1.TrainSpecH\x00\x12>\n\x12\x66ind_learning_rate\x18\x04 \x01(\x0b\x32 .pyserve.v1.FindLearningRateSpecH\x00\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12!\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.Status\x12&\n\x08progress\x18\n \x01(\x0b\x32\x14.pyserve.v1.Progress\x12/\n\x0ctrain_result\x18\x0b \x01(\x0b\x32\x17.pyserve.v1.TrainResultH\x01\x12>\n\x14learning_rate_result\x18\x0c \x01(\x0b\x32\x1e.pyserve.v1.LearningRateResultH\x01\x12\'\n\tartifacts\x18\r \x03(\x0b\x32\x14.pyserve.v1.Artifact\x12\x10\n\x08last_seq\x18\x0e \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x0f \x01(\x05\x42\x06\n\x04specB\x08\n\x06result\"R\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x03\x12\r\n\x05\x65poch\x18\x03 \x01(\x05\x12\x14\n\x0ctotal_epochs\x18\x04 \x01(\x05\"\xec\x01\n\x0bTrainResult\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nbest_epoch\x18\x02 \x01(\x05\x12\x12\n\nepochs_run\x18\x03 \x01(\x05\x12\x15\n\rstopped_early\x18\x04 \x01(\x08\x12\x35\n\x07metrics\x18\x05 \x03(\x0b\x32$.pyserve.v1.TrainResult.MetricsEntry\x12\x15\n\rlearning_rate\x18\x06 \x01(\x01\x12\x11\n\telapsed_s\x18\x07 \x01(\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x9f\x01\n\x12LearningRateResult\x12\x15\n\rlearning_rate\x18\x01 \x01(\x01\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12+\n\x0bsuggestions\x18\x03 \x03(\x0b\x32\x16.pyserve.v1.Suggestion\x12%\n\x05\x63urve\x18\x04 \x03(\x0b\x32\x16.pyserve.v1.CurvePoint\x12\x10\n\x08\x64iverged\x18\x05 \x01(\x08\"c\n\nSuggestion\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12\x15\n\rlearning_rate\x18\x02 \x01(\x01\x12\x0e\n\x06lowest\x18\x03 \x01(\x01\x12\x0f\n\x07highest\x18\x04 \x01(\x01\x12\x0f\n\x07problem\x18\x05 \x01(\t\"U\n\nCurvePoint\x12\x15\n\rlearning_rate\x18\x01 \x01(\x01\x12\x0c\n\x04loss\x18\x02 \x01(\x01\x12\x15\n\rsmoothed_loss\x18\x03 \x01(\x01\x12\x0b\n\x03run\x18\x04 \x01(\x05\"@\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"\x97\x03\n\x05\x45vent\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x05state\x18\x03 \x01(\x0b\x32\x17.pyserve.v1.StateChangeH\x00\x12$\n\x04step\x18\x04 \x01(\x0b\x32\x14.pyserve.v1.StepDoneH\x00\x12&\n\x05\x65poch\x18\x05 \x01(\x0b\x32\x15.pyserve.v1.EpochDoneH\x00\x12&\n\x07warning\x18\x06 \x01(\x0b\x32\x13.pyserve.v1.WarningH\x00\x12\x31\n\ncheckpoint\x18\x07 \x01(\x0b\x32\x1b.pyserve.v1.CheckpointSavedH\x00\x12-\n\x0b\x63urve_point\x18\x08 \x01(\x0b\x32\x16.pyserve.v1.CurvePointH\x00\x12(\n\x08\x61rtifact\x18\t \x01(\x0b\x32\x14.pyserve.v1.ArtifactH\x00\x12\"\n\x03log\x18\n \x01(\x0b\x32\x13.pyserve.v1.LogLineH\x00\x42\x07\n\x05\x65vent\"B\n\x0bStateChange\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.pyserve.v1.JobState\x12\x0e\n\x06reason\x18\x02 \x01(\t\"i\n\x08StepDone\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x03\x12\x0c\n\x04loss\x18\x03 \x01(\x01\x12\x16\n\x0elearning_rates\x18\x04 \x03(\x01\x12\x14\n\x0cimages_per_s\x18\x05 \x01(\x01\"\xb6\x01\n\tEpochDone\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12\x14\n\x0ctotal_epochs\x18\x02 \x01(\x05\x12\x33\n\x07metrics\x18\x03 \x03(\x0b\x32\".pyserve.v1.EpochDone.MetricsEntry\x12\x0c\n\x04\x62\x65st\x18\x04 \x01(\x08\x12\x11\n\telapsed_s\x18\x05 \x01(\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"(\n\x07Warning\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\".\n\x0f\x43heckpointSaved\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\r\n\x05\x65poch\x18\x02 \x01(\x05\"\x1a\n\x07LogLine\x12\x0f\n\x07message\x18\x01 \x01(\t\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"^\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12$\n\x06states\x18\x03 \x03(\x0e\x32\x14.pyserve.v1.JobState\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.pyserve.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"L\n\x0cWatchRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x66rom_seq\x18\x02 \x01(\x03\x12\x1c\n\x14\x63\x61ncel_on_disconnect\x18\x03 \x01(\x08\" \n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\" \n\x10ResumeJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\"\n\x12GetArtifactRequest\x12\x0c\n\x04name\x18\x01 \x01(\t*\x89\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\n\n\x06QUEUED\x10\x01\x12\x0b\n\x07RUNNING\x10\x02\x12\x0e\n\nCANCELLING\x10\x03\x12\x0f\n\x0bINTERRUPTED\x10\x04\x12\r\n\tSUCCEEDED\x10\x05\x12\n\n\x06\x46\x41ILED\x10\x06\x12\r\n\tCANCELLED\x10\x07\x32\xe7\x03\n\x04Jobs\x12\x32\n\x05Train\x12\x18.pyserve.v1.TrainRequest\x1a\x0f.pyserve.v1.Job\x12H\n\x10\x46indLearningRate\x12#.pyserve.v1.FindLearningRateRequest\x1a\x0f.pyserve.v1.Job\x12\x31\n\x03Get\x12\x19.pyserve.v1.GetJobRequest\x1a\x0f.pyserve.v1.Job\x12\x41\n\x04List\x12\x1b.pyserve.v1.ListJobsRequest\x1a\x1c.pyserve.v1.ListJobsResponse\x12\x36\n\x05Watch\x12\x18.pyserve.v1.WatchRequest\x1a\x11.pyserve.v1.Event0\x01\x12\x37\n\x06\x43\x61ncel\x12\x1c.pyserve.v1.CancelJobRequest\x1a\x0f.pyserve.v1.Job\x12\x37\n\x06Resume\x12\x1c.pyserve.v1.ResumeJobRequest\x1a\x0f.pyserve.v1.Job\x12\x41\n\x0bGetArtifact\x12\x1e.pyserve.v1.GetArtifactRequest\x1a\x12.pyserve.v1.Figureb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15pyserve/v1/jobs.proto\x12\npyserve.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x17pyserve/v1/common.proto\"\x86\t\n\tTrainSpec\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x19\n\x0c\x61rchitecture\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x0f\n\x07weights\x18\x04 \x01(\t\x12\x17\n\nimage_size\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x17\n\nbatch_size\x18\x06 \x01(\x05H\x02\x88\x01\x01\x12\x13\n\x06\x65pochs\x18\x07 \x01(\x05H\x03\x88\x01\x01\x12\x1a\n\rfrozen_epochs\x18\x08 \x01(\x05H\x04\x88\x01\x01\x12\x1a\n\rlearning_rate\x18\t \x01(\x01H\x05\x88\x01\x01\x12\x0f\n\x07lr_from\x18\n \x01(\t\x12\x1b\n\x0elr_from_policy\x18\x0b \x01(\tH\x06\x88\x01\x01\x12\x1b\n\x0e\x62ody_lr_factor\x18\x0c \x01(\x01H\x07\x88\x01\x01\x12\x15\n\x08schedule\x18\r \x01(\tH\x08\x88\x01\x01\x12\x19\n\x0c\x63ycle_epochs\x18\x0e \x01(\x05H\t\x88\x01\x01\x12\x17\n\ncycle_mult\x18\x0f \x01(\x05H\n\x88\x01\x01\x12\x16\n\toptimizer\x18\x10 \x01(\tH\x0b\x88\x01\x01\x12\x15\n\x08momentum\x18\x11 \x01(\x01H\x0c\x88\x01\x01\x12\x19\n\x0cweight_decay\x18\x12 \x01(\x01H\r\x88\x01\x01\x12\x1c\n\x0flabel_smoothing\x18\x13 \x01(\x01H\x0e\x88\x01\x01\x12\x14\n\x07\x61ugment\x18\x14 \x01(\tH\x0f\x88\x01\x01\x12\x18\n\x0b\x66reeze_body\x18\x15 \x01(\x08H\x10\x88\x01\x01\x12\x1e\n\x11\x66reeze_batch_norm\x18\x16 \x01(\x08H\x11\x88\x01\x01\x12\x16\n\tprecision\x18\x17 \x01(\tH\x12\x88\x01\x01\x12\x11\n\x04seed\x18\x18 \x01(\x03H\x13\x88\x01\x01\x12$\n\x17\x65\x61rly_stopping_patience\x18\x19 \x01(\x05H\x14\x88\x01\x01\x12\x14\n\x07monitor\x18\x1a \x01(\tH\x15\x88\x01\x01\x12\x1f\n\x12gradient_clip_norm\x18\x1b \x01(\x01H\x16\x88\x01\x01\x12\"\n\x15gradient_accumulation\x18\x1c \x01(\x05H\x17\x88\x01\x01\x12\x13\n\x06\x64\x65vice\x18\x1d \x01(\tH\x18\x88\x01\x01\x42\x0f\n\r_architectureB\r\n\x0b_image_sizeB\r\n\x0b_batch_sizeB\t\n\x07_epochsB\x10\n\x0e_frozen_epochsB\x10\n\x0e_learning_rateB\x11\n\x0f_lr_from_policyB\x11\n\x0f_body_lr_factorB\x0b\n\t_scheduleB\x0f\n\r_cycle_epochsB\r\n\x0b_cycle_multB\x0c\n\n_optimizerB\x0b\n\t_momentumB\x0f\n\r_weight_decayB\x12\n\x10_label_smoothingB\n\n\x08_augmentB\x0e\n\x0c_freeze_bodyB\x14\n\x12_freeze_batch_normB\x0c\n\n_precisionB\x07\n\x05_seedB\x1a\n\x18_early_stopping_patienceB\n\n\x08_monitorB\x15\n\x13_gradient_clip_normB\x18\n\x16_gradient_accumulationB\t\n\x07_device\"\xb1\x02\n\x14\x46indLearningRateSpec\x12\'\n\x08training\x18\x01 \x01(\x0b\x32\x15.pyserve.v1.TrainSpec\x12\x15\n\x08start_lr\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06\x65nd_lr\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05steps\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x11\n\x04mode\x18\x05 \x01(\tH\x03\x88\x01\x01\x12\x1e\n\x11\x64ivergence_factor\x18\x06 \x01(\x01H\x04\x88\x01\x01\x12\x14\n\x07repeats\x18\x07 \x01(\x05H\x05\x88\x01\x01\x12\x11\n\x04rule\x18\x08 \x01(\tH\x06\x88\x01\x01\x42\x0b\n\t_start_lrB\t\n\x07_end_lrB\x08\n\x06_stepsB\x07\n\x05_modeB\x14\n\x12_divergence_factorB\n\n\x08_repeatsB\x07\n\x05_rule\"H\n\x0cTrainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12$\n\x05train\x18\x02 \x01(\x0b\x32\x15.pyserve.v1.TrainSpec\"k\n\x17\x46indLearningRateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12<\n\x12\x66ind_learning_rate\x18\x02 \x01(\x0b\x32 .pyserve.v1.FindLearningRateSpec\"\xd9\x04\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.pyserve.v1.JobState\x12&\n\x05train\x18\x03 \x01(\x0b\x32\x15.pyserve.v1.TrainSpecH\x00\x12>\n\x12\x66ind_learning_rate\x18\x04 \x01(\x0b\x32 .pyserve.v1.FindLearningRateSpecH\x00\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12!\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.Status\x12&\n\x08progress\x18\n \x01(\x0b\x32\x14.pyserve.v1.Progress\x12/\n\x0ctrain_result\x18\x0b \x01(\x0b\x32\x17.pyserve.v1.TrainResultH\x01\x12>\n\x14learning_rate_result\x18\x0c \x01(\x0b\x32\x1e.pyserve.v1.LearningRateResultH\x01\x12\'\n\tartifacts\x18\r \x03(\x0b\x32\x14.pyserve.v1.Artifact\x12\x10\n\x08last_seq\x18\x0e \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x0f \x01(\x05\x42\x06\n\x04specB\x08\n\x06result\"R\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x03\x12\r\n\x05\x65poch\x18\x03 \x01(\x05\x12\x14\n\x0ctotal_epochs\x18\x04 \x01(\x05\"\xec\x01\n\x0bTrainResult\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nbest_epoch\x18\x02 \x01(\x05\x12\x12\n\nepochs_run\x18\x03 \x01(\x05\x12\x15\n\rstopped_early\x18\x04 \x01(\x08\x12\x35\n\x07metrics\x18\x05 \x03(\x0b\x32$.pyserve.v1.TrainResult.MetricsEntry\x12\x15\n\rlearning_rate\x18\x06 \x01(\x01\x12\x11\n\telapsed_s\x18\x07 \x01(\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x9f\x01\n\x12LearningRateResult\x12\x15\n\rlearning_rate\x18\x01 \x01(\x01\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12+\n\x0bsuggestions\x18\x03 \x03(\x0b\x32\x16.pyserve.v1.Suggestion\x12%\n\x05\x63urve\x18\x04 \x03(\x0b\x32\x16.pyserve.v1.CurvePoint\x12\x10\n\x08\x64iverged\x18\x05 \x01(\x08\"c\n\nSuggestion\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12\x15\n\rlearning_rate\x18\x02 \x01(\x01\x12\x0e\n\x06lowest\x18\x03 \x01(\x01\x12\x0f\n\x07highest\x18\x04 \x01(\x01\x12\x0f\n\x07problem\x18\x05 \x01(\t\"U\n\nCurvePoint\x12\x15\n\rlearning_rate\x18\x01 \x01(\x01\x12\x0c\n\x04loss\x18\x02 \x01(\x01\x12\x15\n\rsmoothed_loss\x18\x03 \x01(\x01\x12\x0b\n\x03run\x18\x04 \x01(\x05\"@\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"\x97\x03\n\x05\x45vent\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x05state\x18\x03 \x01(\x0b\x32\x17.pyserve.v1.StateChangeH\x00\x12$\n\x04step\x18\x04 \x01(\x0b\x32\x14.pyserve.v1.StepDoneH\x00\x12&\n\x05\x65poch\x18\x05 \x01(\x0b\x32\x15.pyserve.v1.EpochDoneH\x00\x12&\n\x07warning\x18\x06 \x01(\x0b\x32\x13.pyserve.v1.WarningH\x00\x12\x31\n\ncheckpoint\x18\x07 \x01(\x0b\x32\x1b.pyserve.v1.CheckpointSavedH\x00\x12-\n\x0b\x63urve_point\x18\x08 \x01(\x0b\x32\x16.pyserve.v1.CurvePointH\x00\x12(\n\x08\x61rtifact\x18\t \x01(\x0b\x32\x14.pyserve.v1.ArtifactH\x00\x12\"\n\x03log\x18\n \x01(\x0b\x32\x13.pyserve.v1.LogLineH\x00\x42\x07\n\x05\x65vent\"B\n\x0bStateChange\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.pyserve.v1.JobState\x12\x0e\n\x06reason\x18\x02 \x01(\t\"i\n\x08StepDone\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x03\x12\x0c\n\x04loss\x18\x03 \x01(\x01\x12\x16\n\x0elearning_rates\x18\x04 \x03(\x01\x12\x14\n\x0cimages_per_s\x18\x05 \x01(\x01\"\xb6\x01\n\tEpochDone\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12\x14\n\x0ctotal_epochs\x18\x02 \x01(\x05\x12\x33\n\x07metrics\x18\x03 \x03(\x0b\x32\".pyserve.v1.EpochDone.MetricsEntry\x12\x0c\n\x04\x62\x65st\x18\x04 \x01(\x08\x12\x11\n\telapsed_s\x18\x05 \x01(\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"(\n\x07Warning\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\".\n\x0f\x43heckpointSaved\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\r\n\x05\x65poch\x18\x02 \x01(\x05\"\x1a\n\x07LogLine\x12\x0f\n\x07message\x18\x01 \x01(\t\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"^\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12$\n\x06states\x18\x03 \x03(\x0e\x32\x14.pyserve.v1.JobState\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.pyserve.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"L\n\x0cWatchRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x66rom_seq\x18\x02 \x01(\x03\x12\x1c\n\x14\x63\x61ncel_on_disconnect\x18\x03 \x01(\x08\" \n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\" \n\x10ResumeJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\" \n\x10\x44\x65leteJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\"\n\x12GetArtifactRequest\x12\x0c\n\x04name\x18\x01 \x01(\t*\x89\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\n\n\x06QUEUED\x10\x01\x12\x0b\n\x07RUNNING\x10\x02\x12\x0e\n\nCANCELLING\x10\x03\x12\x0f\n\x0bINTERRUPTED\x10\x04\x12\r\n\tSUCCEEDED\x10\x05\x12\n\n\x06\x46\x41ILED\x10\x06\x12\r\n\tCANCELLED\x10\x07\x32\xa7\x04\n\x04Jobs\x12\x32\n\x05Train\x12\x18.pyserve.v1.TrainRequest\x1a\x0f.pyserve.v1.Job\x12H\n\x10\x46indLearningRate\x12#.pyserve.v1.FindLearningRateRequest\x1a\x0f.pyserve.v1.Job\x12\x31\n\x03Get\x12\x19.pyserve.v1.GetJobRequest\x1a\x0f.pyserve.v1.Job\x12\x41\n\x04List\x12\x1b.pyserve.v1.ListJobsRequest\x1a\x1c.pyserve.v1.ListJobsResponse\x12\x36\n\x05Watch\x12\x18.pyserve.v1.WatchRequest\x1a\x11.pyserve.v1.Event0\x01\x12\x37\n\x06\x43\x61ncel\x12\x1c.pyserve.v1.CancelJobRequest\x1a\x0f.pyserve.v1.Job\x12\x37\n\x06Resume\x12\x1c.pyserve.v1.ResumeJobRequest\x1a\x0f.pyserve.v1.Job\x12>\n\x06\x44\x65lete\x12\x1c.pyserve.v1.DeleteJobRequest\x1a\x16.google.protobuf.Empty\x12\x41\n\x0bGetArtifact\x12\x1e.pyserve.v1.GetArtifactRequest\x1a\x12.pyserve.v1.Figureb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,62 +39,64 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAINRESULT_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_EPOCHDONE_METRICSENTRY']._loaded_options = None
   _globals['_EPOCHDONE_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_JOBSTATE']._serialized_start=4389
-  _globals['_JOBSTATE']._serialized_end=4526
-  _globals['_TRAINSPEC']._serialized_start=121
-  _globals['_TRAINSPEC']._serialized_end=1279
-  _globals['_FINDLEARNINGRATESPEC']._serialized_start=1282
-  _globals['_FINDLEARNINGRATESPEC']._serialized_end=1587
-  _globals['_TRAINREQUEST']._serialized_start=1589
-  _globals['_TRAINREQUEST']._serialized_end=1661
-  _globals['_FINDLEARNINGRATEREQUEST']._serialized_start=1663
-  _globals['_FINDLEARNINGRATEREQUEST']._serialized_end=1770
-  _globals['_JOB']._serialized_start=1773
-  _globals['_JOB']._serialized_end=2374
-  _globals['_PROGRESS']._serialized_start=2376
-  _globals['_PROGRESS']._serialized_end=2458
-  _globals['_TRAINRESULT']._serialized_start=2461
-  _globals['_TRAINRESULT']._serialized_end=2697
-  _globals['_TRAINRESULT_METRICSENTRY']._serialized_start=2651
-  _globals['_TRAINRESULT_METRICSENTRY']._serialized_end=2697
-  _globals['_LEARNINGRATERESULT']._serialized_start=2700
-  _globals['_LEARNINGRATERESULT']._serialized_end=2859
-  _globals['_SUGGESTION']._serialized_start=2861
-  _globals['_SUGGESTION']._serialized_end=2960
-  _globals['_CURVEPOINT']._serialized_start=2962
-  _globals['_CURVEPOINT']._serialized_end=3047
-  _globals['_ARTIFACT']._serialized_start=3049
-  _globals['_ARTIFACT']._serialized_end=3113
-  _globals['_EVENT']._serialized_start=3116
-  _globals['_EVENT']._serialized_end=3523
-  _globals['_STATECHANGE']._serialized_start=3525
-  _globals['_STATECHANGE']._serialized_end=3591
-  _globals['_STEPDONE']._serialized_start=3593
-  _globals['_STEPDONE']._serialized_end=3698
-  _globals['_EPOCHDONE']._serialized_start=3701
-  _globals['_EPOCHDONE']._serialized_end=3883
-  _globals['_EPOCHDONE_METRICSENTRY']._serialized_start=2651
-  _globals['_EPOCHDONE_METRICSENTRY']._serialized_end=2697
-  _globals['_WARNING']._serialized_start=3885
-  _globals['_WARNING']._serialized_end=3925
-  _globals['_CHECKPOINTSAVED']._serialized_start=3927
-  _globals['_CHECKPOINTSAVED']._serialized_end=3973
-  _globals['_LOGLINE']._serialized_start=3975
-  _globals['_LOGLINE']._serialized_end=4001
-  _globals['_GETJOBREQUEST']._serialized_start=4003
-  _globals['_GETJOBREQUEST']._serialized_end=4032
-  _globals['_LISTJOBSREQUEST']._serialized_start=4034
-  _globals['_LISTJOBSREQUEST']._serialized_end=4128
-  _globals['_LISTJOBSRESPONSE']._serialized_start=4130
-  _globals['_LISTJOBSRESPONSE']._serialized_end=4204
-  _globals['_WATCHREQUEST']._serialized_start=4206
-  _globals['_WATCHREQUEST']._serialized_end=4282
-  _globals['_CANCELJOBREQUEST']._serialized_start=4284
-  _globals['_CANCELJOBREQUEST']._serialized_end=4316
-  _globals['_RESUMEJOBREQUEST']._serialized_start=4318
-  _globals['_RESUMEJOBREQUEST']._serialized_end=4350
-  _globals['_GETARTIFACTREQUEST']._serialized_start=4352
-  _globals['_GETARTIFACTREQUEST']._serialized_end=4386
-  _globals['_JOBS']._serialized_start=4529
-  _globals['_JOBS']._serialized_end=5016
+  _globals['_JOBSTATE']._serialized_start=4452
+  _globals['_JOBSTATE']._serialized_end=4589
+  _globals['_TRAINSPEC']._serialized_start=150
+  _globals['_TRAINSPEC']._serialized_end=1308
+  _globals['_FINDLEARNINGRATESPEC']._serialized_start=1311
+  _globals['_FINDLEARNINGRATESPEC']._serialized_end=1616
+  _globals['_TRAINREQUEST']._serialized_start=1618
+  _globals['_TRAINREQUEST']._serialized_end=1690
+  _globals['_FINDLEARNINGRATEREQUEST']._serialized_start=1692
+  _globals['_FINDLEARNINGRATEREQUEST']._serialized_end=1799
+  _globals['_JOB']._serialized_start=1802
+  _globals['_JOB']._serialized_end=2403
+  _globals['_PROGRESS']._serialized_start=2405
+  _globals['_PROGRESS']._serialized_end=2487
+  _globals['_TRAINRESULT']._serialized_start=2490
+  _globals['_TRAINRESULT']._serialized_end=2726
+  _globals['_TRAINRESULT_METRICSENTRY']._serialized_start=2680
+  _globals['_TRAINRESULT_METRICSENTRY']._serialized_end=2726
+  _globals['_LEARNINGRATERESULT']._serialized_start=2729
+  _globals['_LEARNINGRATERESULT']._serialized_end=2888
+  _globals['_SUGGESTION']._serialized_start=2890
+  _globals['_SUGGESTION']._serialized_end=2989
+  _globals['_CURVEPOINT']._serialized_start=2991
+  _globals['_CURVEPOINT']._serialized_end=3076
+  _globals['_ARTIFACT']._serialized_start=3078
+  _globals['_ARTIFACT']._serialized_end=3142
+  _globals['_EVENT']._serialized_start=3145
+  _globals['_EVENT']._serialized_end=3552
+  _globals['_STATECHANGE']._serialized_start=3554
+  _globals['_STATECHANGE']._serialized_end=3620
+  _globals['_STEPDONE']._serialized_start=3622
+  _globals['_STEPDONE']._serialized_end=3727
+  _globals['_EPOCHDONE']._serialized_start=3730
+  _globals['_EPOCHDONE']._serialized_end=3912
+  _globals['_EPOCHDONE_METRICSENTRY']._serialized_start=2680
+  _globals['_EPOCHDONE_METRICSENTRY']._serialized_end=2726
+  _globals['_WARNING']._serialized_start=3914
+  _globals['_WARNING']._serialized_end=3954
+  _globals['_CHECKPOINTSAVED']._serialized_start=3956
+  _globals['_CHECKPOINTSAVED']._serialized_end=4002
+  _globals['_LOGLINE']._serialized_start=4004
+  _globals['_LOGLINE']._serialized_end=4030
+  _globals['_GETJOBREQUEST']._serialized_start=4032
+  _globals['_GETJOBREQUEST']._serialized_end=4061
+  _globals['_LISTJOBSREQUEST']._serialized_start=4063
+  _globals['_LISTJOBSREQUEST']._serialized_end=4157
+  _globals['_LISTJOBSRESPONSE']._serialized_start=4159
+  _globals['_LISTJOBSRESPONSE']._serialized_end=4233
+  _globals['_WATCHREQUEST']._serialized_start=4235
+  _globals['_WATCHREQUEST']._serialized_end=4311
+  _globals['_CANCELJOBREQUEST']._serialized_start=4313
+  _globals['_CANCELJOBREQUEST']._serialized_end=4345
+  _globals['_RESUMEJOBREQUEST']._serialized_start=4347
+  _globals['_RESUMEJOBREQUEST']._serialized_end=4379
+  _globals['_DELETEJOBREQUEST']._serialized_start=4381
+  _globals['_DELETEJOBREQUEST']._serialized_end=4413
+  _globals['_GETARTIFACTREQUEST']._serialized_start=4415
+  _globals['_GETARTIFACTREQUEST']._serialized_end=4449
+  _globals['_JOBS']._serialized_start=4592
+  _globals['_JOBS']._serialized_end=5143
 # @@protoc_insertion_point(module_scope)
