@@ -14,7 +14,7 @@ from pyserve import config as settings_module
 from pyserve.cli.exits import EXIT_CODES
 from pyserve.cli.output import Address, AsJson, connect, print_json, print_table
 from pyserve.client import DEFAULT_ADDRESS, Client
-from pyserve.errors import UnavailableError
+from pyserve.errors import FailedPreconditionError, UnavailableError
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
 
@@ -46,8 +46,11 @@ def serve(
     settings = settings_module.load(
         data_dir=data_dir, host=host, port=port, insecure=insecure, log_level=log_level
     )
-    from pyserve.server.app import serve as run_server
-
+    try:
+        from pyserve.server.app import serve as run_server
+    except ModuleNotFoundError as error:
+        needed = f"{error.name} is missing: this is the client alone; `pip install pyserve` brings the server"
+        raise FailedPreconditionError(needed) from None
     run_server(settings, on_ready=lambda address: print(f"pyserve listens on {address}", flush=True))
 
 
