@@ -28,9 +28,7 @@ COMMAND_LINE_NEEDS = ("pydantic", "pydantic-settings", "tomli", "typer", "rich")
 
 def name_of(requirement: str) -> str:
     """ "grpcio" of "grpcio>=1.75.1"."""
-    match = re.match(r"[A-Za-z0-9._-]+", requirement)
-    assert match is not None
-    return match[0]
+    return re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
 
 
 def pyproject(project: dict[str, Any]) -> str:

@@ -67,10 +67,9 @@ def python(folder: Path, code: str, *arguments: str, **variables: str) -> subpro
     """Python that finds its own library and the folder's modules, and no other."""
     program = f"import sys; sys.path.append({str(folder)!r})\n{code}"
     command = [sys.executable, "-I", "-S", "-c", program, *arguments]
-    run = subprocess.run(
+    return subprocess.run(
         command, env=os.environ | variables, capture_output=True, text=True, check=False, timeout=120
     )
-    return run
 
 
 @pytest.fixture(scope="module")
