@@ -33,11 +33,33 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(default=Path("pyserve-data"), description="Folder of datasets, jobs and models.")
     host: str = Field(
-        default="127.0.0.1", description="Address to listen on; beyond loopback only with --insecure."
+        default="127.0.0.1",
+        description="Address to listen on; beyond loopback only with TLS and tokens, or --insecure.",
     )
     port: int = Field(default=50051, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    insecure: bool = Field(default=False, description="Allow to listen beyond loopback without credentials.")
-    reflection: bool = Field(default=True, description="Offer gRPC server reflection.")
+    insecure: bool = Field(default=False, description="Allow to listen beyond loopback without TLS or tokens.")
+    tls_cert: Path | None = Field(default=None, description="PEM file of the server's certificate chain.")
+    tls_key: Path | None = Field(default=None, description="PEM file of the certificate's private key.")
+    tls_client_ca: Path | None = Field(
+        default=None, description="PEM file of the authorities of clients' certificates; asks clients for one."
+    )
+    require_tokens: bool = Field(
+        default=False, description="Ask for tokens on loopback too; elsewhere they are, but with --insecure."
+    )
+    tokens_file: Path | None = Field(default=None, description="File of tokens; default: data_dir/tokens.json.")
+    reflection: Literal["off", "token", "open"] = Field(
+        default="token", description="gRPC server reflection: none, with any token where tokens are asked, open."
+    )
+    audit_log: Path | None = Field(default=None, description="File with a JSON line for each call; default: none.")
+    audit_log_bytes: int = Field(
+        default=64 * MIB, ge=4096, description="Size of a full audit log, of which ten are kept, bytes."
+    )
+    audit_predictions: bool = Field(default=False, description="Write predictions that succeed down there too.")
+    max_calls_per_s: float = Field(default=0.0, ge=0, description="Calls of one token each second; 0: any number.")
+    max_calls_at_once: int = Field(
+        default=1024, ge=0, description="Calls of one token under way, streams among them; 0: any number."
+    )
+    max_connections: int = Field(default=4096, ge=1, description="Connections at once; more wait for one to end.")
     dataset_roots: list[Path] = Field(default=[], description="Folders under which Register may find datasets.")
     weights_roots: list[Path] = Field(
         default=[], description="Folders of pretrained weights that trainings may name."
@@ -100,6 +122,12 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least level logged."
     )
+    log_format: Literal["text", "json"] = Field(default="text", description="Form of the log's lines.")
+
+    @property
+    def tokens_path(self) -> Path:
+        """Where the tokens are."""
+        return self.tokens_file or self.data_dir / "tokens.json"
 
     @classmethod
     def settings_customise_sources(

@@ -8,31 +8,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from pyserve.cli import main
 from pyserve.cli.output import format_time
 from pyserve.spec import FindLearningRateSpec, TrainSpec
 from pyserve.v1 import jobs_pb2
+from tests.cli_support import Run, runner
 from tests.client.fake import FakeServer, details, failing
 from tests.processes import heed_ctrl_c
-
-
-class Done(NamedTuple):
-    """What a command left."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
 
 
 @pytest.fixture
@@ -46,23 +34,17 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command line; without an address of the test's own it finds no server."""
     monkeypatch.setenv("PYSERVE_ADDRESS", os.environ.get("PYSERVE_ADDRESS", "127.0.0.1:1"))
-
-    def call(*arguments: str) -> Done:
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        code = caught.value.code
-        assert isinstance(code, int)
-        return Done(code, *capsys.readouterr())
-
-    return call
+    return runner(capsys)
 
 
 COMMANDS = (
-    *("serve", "config", "lr-find", "train", "predict", "top-losses", "confusion-matrix", "kernels"),
+    *("serve", "config", "health", "lr-find", "train", "predict", "top-losses", "confusion-matrix", "kernels"),
     *(f"datasets {name}" for name in ("upload", "register", "list", "show", "delete")),
-    *(f"jobs {name}" for name in ("list", "show", "watch", "cancel", "resume", "artifacts")),
+    *(f"jobs {name}" for name in ("list", "show", "watch", "cancel", "resume", "delete", "artifacts")),
     *(f"models {name}" for name in ("list", "show", "load", "unload", "alias", "delete", "export", "import")),
+    *(f"tokens {name}" for name in ("create", "list", "revoke")),
 )
 
 
@@ -71,7 +53,7 @@ def test_every_command_explains_itself(command: str, run: Run) -> None:
     done = run(*command.split(), "--help")
     assert done.code == 0
     assert f"pyserve {command}" in done.out
-    remote = command not in ("serve", "config")
+    remote = command.split(maxsplit=1)[0] not in ("serve", "config", "tokens")
     assert ("--address" in done.out) == remote
 
 
@@ -79,7 +61,7 @@ def test_help_names_every_command_and_exit_code(run: Run) -> None:
     done = run("--help")
     assert done.code == 0
     assert all(command.split()[0] in done.out for command in COMMANDS)
-    assert "130 Ctrl-C" in done.out.replace("\n", " ")
+    assert "130 Ctrl-C" in " ".join(done.out.split())
     assert "..." not in done.out.removeprefix("Usage: pyserve [OPTIONS] COMMAND [ARGS]...")
 
 
@@ -339,3 +321,10 @@ def test_commands_on_models(run: Run, fake: FakeServer, tmp_path: Path) -> None:
     assert path.stat().st_size == 25_600
     assert "models/other/versions/1" in run("models", "import", "other", str(path)).out
     assert run("models", "import", "other", str(tmp_path / "none")).code == 2
+
+
+def test_delete_of_a_job(run: Run, fake: FakeServer) -> None:
+    name = "jobs/01890000-0000-7000-8000-000000000000"
+    done = run("jobs", "delete", name)
+    assert (done.code, done.out, done.err) == (0, "", f"{name} is gone\n")
+    assert fake.requests == [jobs_pb2.DeleteJobRequest(name=name)]

@@ -35,9 +35,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "insight": {"inference", "data", "kernels"},
     "jobs": {"data", "inference"},  # whatever does not load torch: see NEVER_LOAD_TORCH
     "jobs.worker": {"jobs", "training", "insight", "inference", "data", "models", "kernels"},
-    "server": {"jobs", "inference", "insight", "data", "models", "kernels", "v1", "open_inference"},
+    "security": set(),
+    "server": {"jobs", "inference", "insight", "data", "models", "kernels", "security", "v1", "open_inference"},
     "client": {"v1"},
-    "cli": {"client", "v1"},  # server: see below
+    "cli": {"client", "security", "v1"},  # server: see below
     "__main__": {"cli"},
 }
 FOREIGN_TO_KERNELS = {"torch"}
@@ -50,6 +51,7 @@ NEVER_LOAD_TORCH = (
     "open_inference",
     "client",
     "cli",
+    "security",
     "jobs",  # but its worker
     "data.images",
     "data.manifest",

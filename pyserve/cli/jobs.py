@@ -101,6 +101,17 @@ def resume(name: Name, address: Address = DEFAULT_ADDRESS, as_json: AsJson = Fal
 
 
 @app.command()
+def delete(name: Name, address: Address = DEFAULT_ADDRESS) -> None:
+    """Remove a job that has ended, with its log, checkpoints and files.
+
+    Models that it made stay.
+    """
+    with connect(address) as client:
+        client.delete_job(name)
+    note(f"{name} is gone")
+
+
+@app.command()
 def artifacts(
     name: Name,
     output: Annotated[Path | None, typer.Option(help="Folder to save to; default: the job's id.")] = None,

@@ -8,6 +8,8 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Literal
 
+from grpc_health.v1 import health_pb2
+
 from pyserve.client.backoff import Backoff
 from pyserve.client.calls_base import PAGE_SIZE, WORK_TIMEOUT_S, deadline_after, left_until
 from pyserve.client.model_calls import ModelCalls
@@ -239,6 +241,11 @@ class Calls(ModelCalls):
         request = jobs_pb2.ResumeJobRequest(name=name)
         return await self._call(self._stubs.jobs.Resume, request, timeout_s, repeatable=False)
 
+    async def delete_job(self, name: str, *, timeout_s: float | None = None) -> None:
+        """Remove a job that has ended, with its log and files. Not tried again: a second try would not find it."""
+        request = jobs_pb2.DeleteJobRequest(name=name)
+        await self._call(self._stubs.jobs.Delete, request, timeout_s, repeatable=False)
+
     async def get_artifact(self, job: str, artifact: str, *, timeout_s: float | None = None) -> common_pb2.Figure:
         """A file that the job made, such as ("jobs/{id}", "training_curves.png")."""
         request = jobs_pb2.GetArtifactRequest(name=f"{job}/artifacts/{artifact}")
@@ -283,3 +290,15 @@ class Calls(ModelCalls):
     async def kernels(self, *, timeout_s: float | None = None) -> insight_pb2.KernelsResponse:
         """Which kernel variants run on the server, how often each ran, and what fell back to ATen and why."""
         return await self._call(self._stubs.insight.Kernels, insight_pb2.KernelsRequest(), timeout_s)
+
+    # The server
+
+    async def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
+        """Whether the server, or one of its services, takes calls: "SERVING" or "NOT_SERVING". Needs no token.
+
+        Args:
+            service: such as "pyserve.v1.Predict"; "" means the whole server.
+        """
+        request = health_pb2.HealthCheckRequest(service=service)
+        answer = await self._call(self._stubs.health.Check, request, timeout_s, repeatable=False)
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))

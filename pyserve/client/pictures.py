@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pyserve.client.transport import MAX_MESSAGE_BYTES
+from pyserve.client.connection import MAX_MESSAGE_BYTES
 from pyserve.errors import FieldViolation, InvalidArgumentError
 from pyserve.v1 import predict_pb2
 

@@ -62,8 +62,8 @@ class Batcher:
         self._lock = threading.Lock()
         self._requests: set[Request] = set()
         self._bytes = 0
-        # Of the workers that have nothing to do the one that worked last is woken first: its caches, and the threads
-        # that help it with a pass, are warm.
+        # Of the workers that have nothing to do the one that worked last is woken first: its caches, and the
+        # threads that help it with a pass, are warm.
         self._idle: list[threading.Condition] = []
         self._closed = False
         self._workers = [

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -25,7 +25,17 @@ from pyserve.errors import (
     ResourceExhaustedError,
 )
 from pyserve.jobs.database import Database
-from pyserve.jobs.events import ACTIVE, TERMINAL, Artifact, Event, JobState, Payload, StateChange, parse_payload
+from pyserve.jobs.events import (
+    ACTIVE,
+    ENDED,
+    TERMINAL,
+    Artifact,
+    Event,
+    JobState,
+    Payload,
+    StateChange,
+    parse_payload,
+)
 from pyserve.jobs.records import (
     RESULTS,
     SPECS,
@@ -60,15 +70,16 @@ class JobStore:
 
     Args:
         path: the SQLite file, made if missing.
+        check: look for damage everywhere in it first; for the server, once, when it starts.
 
     Raises:
         DataLossError: the file is damaged.
         FailedPreconditionError: a later pyserve wrote it, or it cannot be opened.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, check: bool = False) -> None:
         self.path = path
-        self._database = Database(path)
+        self._database = Database(path, check=check)
 
     def close(self) -> None:
         """Close the file; nothing works afterwards."""
@@ -258,6 +269,35 @@ class JobStore:
                 raise FailedPreconditionError(f"{name} is {row['state']}: only an INTERRUPTED job can be resumed")
             _check_queue(db, max_queued)
             return _enter(db, row, JobState.QUEUED)
+
+    def delete(self, name: str, remove_files: Callable[[], None]) -> None:
+        """Forget a job that nobody works on, and its log.
+
+        Args:
+            remove_files: called when nothing speaks against it, before the job is forgotten: a crash in between
+                leaves a job without files, which can be deleted again, and never files without a job.
+
+        Raises:
+            FailedPreconditionError: it waits or runs, or a training that has not ended takes its rate from it.
+        """
+        with self._database.write() as db:
+            row = _row(db, name)
+            if JobState(row["state"]) not in ENDED:
+                raise FailedPreconditionError(f"{name} is {row['state']}: cancel it first")
+            unfinished = [state.value for state in JobState if state not in TERMINAL]
+            users = db.execute(
+                "SELECT id FROM jobs WHERE state IN (SELECT value FROM json_each(?)) "
+                "AND json_extract(spec, '$.lr_from') = ? LIMIT 5",
+                (json.dumps(unfinished), name),
+            ).fetchall()
+            if users:
+                names = ", ".join(f"jobs/{user['id']}" for user in users)
+                raise FailedPreconditionError(
+                    f"{name} is in use: {names} takes its learning rate from it; wait until that has ended, or "
+                    "cancel it"
+                )
+            remove_files()
+            db.execute("DELETE FROM jobs WHERE number = ?", (row["number"],))
 
     def recover(self, reason: str) -> Sequence[JobRecord]:
         """End what nobody runs any more: RUNNING becomes INTERRUPTED, CANCELLING becomes CANCELLED."""

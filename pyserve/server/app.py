@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import ipaddress
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 
 import grpc
 import torch
@@ -20,16 +17,21 @@ from grpc_reflection.v1alpha import reflection
 
 from pyserve.config import Settings
 from pyserve.data.catalog import Catalog
-from pyserve.errors import InvalidArgumentError, UnavailableError
+from pyserve.errors import UnavailableError
 from pyserve.inference.backlog import Policy
 from pyserve.inference.batcher import Batcher
 from pyserve.inference.loaded_models import LoadedModels
 from pyserve.inference.model_store import ModelStore
+from pyserve.jobs.data_lock import make_data_dir
 from pyserve.jobs.paths import CACHE_FOLDER, STORE_FILE
 from pyserve.jobs.runner import LocalRunner
 from pyserve.jobs.scheduler import Scheduler
 from pyserve.jobs.store import JobStore
 from pyserve.open_inference import grpc_service_pb2_grpc
+from pyserve.security.audit import AuditLog
+from pyserve.security.limits import CallLimits
+from pyserve.server import listening, logs
+from pyserve.server.gate import Gate
 from pyserve.server.health import Health
 from pyserve.server.interceptors import CallInterceptor
 from pyserve.server.ledger import RequestLedger
@@ -55,6 +57,7 @@ SERVICES = (
     OPEN_INFERENCE,
 )
 _CLEAN_INTERVAL_S = 600.0
+_HANDSHAKE_TIMEOUT_MS = 20_000
 
 
 class Server:
@@ -64,7 +67,8 @@ class Server:
         settings: all of them; `data_dir` is made if missing.
 
     Raises:
-        InvalidArgumentError: an address is beyond loopback, and `insecure` is not set.
+        InvalidArgumentError: an address is beyond loopback, TLS or tokens are missing, and `insecure` is not set.
+        DataLossError, FailedPreconditionError: tokens, certificates or audit log cannot be used.
 
     Attributes:
         metrics_port: on which Prometheus is answered, once started; None for none.
@@ -73,12 +77,14 @@ class Server:
     metrics_port: int | None = None
 
     def __init__(self, settings: Settings) -> None:
-        check_host(settings)
+        tokens = listening.tokens_in_force(settings)
+        self._certificates = listening.certificates(settings)
+        listening.check_listening(settings, tokens, self._certificates)
         self._settings = settings
         self._data_dir = data_dir = settings.data_dir.resolve()
-        data_dir.mkdir(parents=True, exist_ok=True)
+        make_data_dir(data_dir)
         self._pools = Pools(max_waiting=settings.max_waiting_calls)
-        self._store = JobStore(data_dir / STORE_FILE)
+        self._store = JobStore(data_dir / STORE_FILE, check=True)
         self._scheduler = Scheduler(self._store, LocalRunner(), settings)
         self._ledger = RequestLedger(data_dir / "uploads", settings.upload_ttl_s)
         self._uploads = Uploads(self._ledger, settings.max_archive_bytes)
@@ -86,6 +92,14 @@ class Server:
         self._metrics = Metrics()
         self._interceptor = CallInterceptor(self._statuses, self._metrics.call_ended)
         self._batcher: Batcher | None = None
+        self._audit = AuditLog(settings.audit_log, settings.audit_log_bytes) if settings.audit_log else None
+        self._gate = Gate(
+            tokens,
+            CallLimits(settings.max_calls_per_s, settings.max_calls_at_once),
+            self._audit,
+            audit_predictions=settings.audit_predictions,
+            open_reflection=settings.reflection == "open",
+        )
         self._health = Health(SERVICES)
         self._cleaner: asyncio.Task[None] | None = None
         self._grpc: grpc.aio.Server | None = None
@@ -103,16 +117,10 @@ class Server:
         torch.set_num_threads(_predict_threads(self._settings))
         await self._scheduler.start()
         self._uploads.remove_leftovers()
-        server = grpc.aio.server(interceptors=[self._interceptor], options=_channel_options(self._settings))
+        interceptors = [self._interceptor, self._gate]
+        server = grpc.aio.server(interceptors=interceptors, options=_channel_options(self._settings))
         self._add_services(server)
-        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
-        try:
-            port = server.add_insecure_port(f"{host}:{self._settings.port}")
-        except RuntimeError as error:
-            await self.stop(0)
-            raise UnavailableError(
-                f"cannot listen on {host}:{self._settings.port}: is another server there?"
-            ) from error
+        port = await self._listen(server)
         await self._start_metrics()
         await server.start()
         self._grpc = server
@@ -134,6 +142,19 @@ class Server:
         await asyncio.to_thread(self._metrics.stop)
         self._pools.close()
         self._store.close()
+        if self._audit is not None:
+            self._audit.close()
+
+    async def _listen(self, server: grpc.aio.Server) -> int:
+        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
+        address = f"{host}:{self._settings.port}"
+        try:
+            if self._certificates is None:
+                return server.add_insecure_port(address)
+            return server.add_secure_port(address, self._certificates.credentials())
+        except RuntimeError as error:
+            await self.stop(0)
+            raise UnavailableError(f"cannot listen on {address}: is another server there?") from error
 
     def _add_services(self, server: grpc.aio.Server) -> None:
         settings, pools = self._settings, self._pools
@@ -178,7 +199,7 @@ class Server:
             server,
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        if settings.reflection:
+        if settings.reflection != "off":
             names = (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server, pool=descriptor_pool(names))
 
@@ -217,13 +238,9 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) 
         on_ready: called with the address, "host:port", once calls are answered.
 
     Raises:
-        InvalidArgumentError, FailedPreconditionError, UnavailableError: see `Server` and `Server.start`.
+        PyserveError: see `Server` and `Server.start`.
     """
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
+    logs.set_up(settings.log_level, settings.log_format)
     uvloop.run(_serve(settings, on_ready))  # a quarter less processor time for each call
 
 
@@ -279,34 +296,13 @@ def _batcher(settings: Settings, models: LoadedModels) -> Batcher:
     )
 
 
-def check_host(settings: Settings) -> None:
-    """Refuse to listen where others can reach a server that asks nobody who they are.
-
-    Raises:
-        InvalidArgumentError: `host` or `metrics_host` is beyond loopback, and `insecure` is not set.
-    """
-    if settings.insecure:
-        return
-    for name, host in (("host", settings.host), ("metrics_host", settings.metrics_host)):
-        if not _is_loopback(host):
-            raise InvalidArgumentError.field(
-                name, host, "a loopback address: this version has no credentials; --insecure allows any"
-            )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    with suppress(ValueError):
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    return False
-
-
 def _channel_options(settings: Settings) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
         ("grpc.so_reuseport", 0),  # a second server on the same port is told so
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_TIMEOUT_MS),  # what is no gRPC leaves soon
         # Watchers of a quiet job keep their connection alive with pings.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

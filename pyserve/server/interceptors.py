@@ -14,6 +14,8 @@ import grpc
 from grpc_status import rpc_status
 
 from pyserve.errors import status_name
+from pyserve.server.handlers import parts
+from pyserve.server.logs import enter_request
 from pyserve.server.status import StatusTeller
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         if handler is None:
             return None
         method = handler_call_details.method
-        behaviour, make = _parts(handler)
+        behaviour, make = parts(handler)
         wrapped = (
             self._streaming(method, behaviour) if handler.response_streaming else self._single(method, behaviour)
         )
@@ -78,6 +80,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
     @asynccontextmanager
     async def _call(self, method: str, context: Any) -> AsyncIterator[None]:
         request_id = uuid.uuid4().hex
+        enter_request(request_id)
         begin = time.monotonic()
         outcome = "OK"
         self._running += 1
@@ -110,14 +113,3 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         status = rpc_status.to_status(self._statuses.tell(error, method, request_id))
         metadata = (*status.trailing_metadata, (REQUEST_ID_KEY, request_id))
         await context.abort(status.code, status.details, metadata)
-
-
-def _parts(handler: Any) -> tuple[Any, Any]:
-    """A handler's function and the maker of handlers of its arity."""
-    if handler.request_streaming and handler.response_streaming:
-        return handler.stream_stream, grpc.stream_stream_rpc_method_handler
-    if handler.request_streaming:
-        return handler.stream_unary, grpc.stream_unary_rpc_method_handler
-    if handler.response_streaming:
-        return handler.unary_stream, grpc.unary_stream_rpc_method_handler
-    return handler.unary_unary, grpc.unary_unary_rpc_method_handler

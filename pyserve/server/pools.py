@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -48,7 +49,8 @@ class Pool:
                     metadata={"limit": str(self._max_waiting)},
                 )
             self._pending += 1
-        future = self._executor.submit(partial(function, *args, **kwargs))
+        call = partial(function, *args, **kwargs)
+        future = self._executor.submit(copy_context().run, call)  # so that log lines know their request
         future.add_done_callback(self._leave)
         return await asyncio.wrap_future(future)
 

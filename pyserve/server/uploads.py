@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import re
 import shutil
@@ -22,6 +21,7 @@ from pyserve.errors import (
     InternalError,
     InvalidArgumentError,
     ResourceExhaustedError,
+    is_disk_full,
 )
 from pyserve.server.ledger import Entry, RequestLedger
 
@@ -251,7 +251,7 @@ class Upload:
             self._refused = self._opened
             raise
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_disk_full(error):
                 raise ResourceExhaustedError(
                     "the server's disk is full", retry_delay_s=_DISK_RETRY_S, metadata={"limit": "disk"}
                 ) from error
@@ -262,7 +262,7 @@ class Upload:
         try:
             file.close()
         except OSError as error:  # bytes that a full disk did not take; the size on disk tells what arrived
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_disk_full(error):
                 raise
 
 

@@ -4,6 +4,7 @@ isort:skip_file
 Jobs: long work that survives its caller, told as one log of events."""
 
 from collections import abc as _abc
+from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
 from pyserve.v1 import common_pb2 as _common_pb2
 from pyserve.v1 import jobs_pb2 as _jobs_pb2
@@ -52,6 +53,8 @@ class JobsStub:
     """
     Resume: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.Job]
     """Queues an INTERRUPTED job again; it goes on from its last checkpoint."""
+    Delete: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _empty_pb2.Empty]
+    """Remove a job that has ended or is INTERRUPTED, with its log, checkpoints and artifacts. Models that it made stay."""
     GetArtifact: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetArtifactRequest, _common_pb2.Figure]
     """A file that the job made, such as a figure."""
 
@@ -78,6 +81,8 @@ class JobsAsyncStub(JobsStub):
     """
     Resume: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.Job]  # type: ignore[assignment]
     """Queues an INTERRUPTED job again; it goes on from its last checkpoint."""
+    Delete: _aio.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Remove a job that has ended or is INTERRUPTED, with its log, checkpoints and artifacts. Models that it made stay."""
     GetArtifact: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetArtifactRequest, _common_pb2.Figure]  # type: ignore[assignment]
     """A file that the job made, such as a figure."""
 
@@ -143,6 +148,14 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.Job, _abc.Awaitable[_jobs_pb2.Job]]:
         """Queues an INTERRUPTED job again; it goes on from its last checkpoint."""
+
+    @_abc_1.abstractmethod
+    def Delete(
+        self,
+        request: _jobs_pb2.DeleteJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Remove a job that has ended or is INTERRUPTED, with its log, checkpoints and artifacts. Models that it made stay."""
 
     @_abc_1.abstractmethod
     def GetArtifact(

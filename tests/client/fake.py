@@ -189,6 +189,10 @@ class JobsOf(jobs_pb2_grpc.JobsServicer):
         self._fake.note(request, context)
         return jobs_pb2.Job(name=request.name, state=jobs_pb2.CANCELLING)
 
+    def Delete(self, request: Any, context: Any) -> Any:
+        self._fake.note(request, context)
+        return Empty()
+
     def Resume(self, request: Any, context: Any) -> Any:
         self._fake.note(request, context)
         return jobs_pb2.Job(name=request.name, state=jobs_pb2.QUEUED)

@@ -69,7 +69,7 @@ def test_creates_are_retried_with_the_same_request_id(client: Any, fake: FakeSer
     assert not fake.requests[0].train.HasField("batch_size")
 
 
-@pytest.mark.parametrize("call", ["delete_dataset", "cancel_job", "resume_job"])
+@pytest.mark.parametrize("call", ["delete_dataset", "cancel_job", "resume_job", "delete_job"])
 def test_calls_that_change_their_own_answer_are_not_retried(call: str, client: Any, fake: FakeServer) -> None:
     fake.failures = [unavailable]
     with pytest.raises(UnavailableError):

@@ -170,10 +170,15 @@ def failure(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str, dict[str, st
 
 
 class ServerProcess:
-    """`pyserve serve` in a process of its own, on a free port, with a data folder that outlives it."""
+    """`pyserve serve` in a process of its own, on a free port, with a data folder that outlives it.
 
-    def __init__(self, data_dir: Path, **settings: object) -> None:
+    `prefix`: a command that starts it; `first`: Python that it runs first.
+    """
+
+    def __init__(self, data_dir: Path, prefix: Sequence[str] = (), first: str = "", **settings: object) -> None:
         self.data_dir = data_dir
+        self._prefix = prefix
+        self._first = first
         self._settings = {"job_threads": 1, "predict_threads": 1, "job_nice": 0, "max_running_jobs": 2} | settings
         self._log = data_dir.parent / f"{data_dir.name}-{uuid.uuid4().hex[:8]}.log"
         self.start()
@@ -183,12 +188,12 @@ class ServerProcess:
         environment = {f"PYSERVE_{name.upper()}": str(value) for name, value in self._settings.items()}
         environment |= {"PYSERVE_DATA_DIR": str(self.data_dir), "PYSERVE_PORT": "0"}
         code = (
-            "from pyserve.config import load; from pyserve.server.app import serve;"
+            f"{self._first}\nfrom pyserve.config import load; from pyserve.server.app import serve;"
             "serve(load(), on_ready=lambda address: print('READY', address, flush=True))"
         )
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", code],
+                [*self._prefix, sys.executable, "-c", code],
                 env=os.environ | environment,
                 stdout=subprocess.PIPE,
                 stderr=log,

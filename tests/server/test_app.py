@@ -7,23 +7,9 @@ from pathlib import Path
 import pytest
 
 from pyserve.config import Settings
-from pyserve.errors import InvalidArgumentError, UnavailableError
-from pyserve.server.app import Server, check_host
+from pyserve.errors import UnavailableError
+from pyserve.server.app import Server
 from tests.server.support import Stubs
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_loopback_needs_no_credentials(host: str) -> None:
-    check_host(Settings(host=host))
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])  # noqa: S104
-def test_listening_elsewhere_is_refused_unless_insecure(host: str) -> None:
-    with pytest.raises(InvalidArgumentError, match=r"host: got .*, expected a loopback address"):
-        check_host(Settings(host=host))
-    check_host(Settings(host=host, insecure=True))
-    with pytest.raises(InvalidArgumentError, match=r"metrics_host: got .*, expected a loopback address"):
-        check_host(Settings(metrics_host=host))
 
 
 async def test_taken_port(tmp_path: Path) -> None:

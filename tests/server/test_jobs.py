@@ -300,3 +300,23 @@ def test_models_are_described(stubs: Stubs, trained: jobs_pb2.Job) -> None:
             break
     assert names == [m.name for m in stubs.models.List(models_pb2.ListModelsRequest(), timeout=20).models]
     assert trained.train_result.model in names
+
+
+def test_delete(server: ServerThread) -> None:
+    stubs = server.stubs
+    job = stubs.wait(stubs.train(model_id="kept"))
+    folder = server.settings.data_dir / "jobs" / job.name.removeprefix("jobs/")
+    assert folder.is_dir()
+    stubs.jobs.Delete(jobs_pb2.DeleteJobRequest(name=job.name), timeout=20)
+    assert not folder.exists()
+    code, message, _, _ = failure(lambda: get(stubs, job))
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert job.name in message
+    model = stubs.models.Get(models_pb2.GetModelRequest(name=job.train_result.model), timeout=20)
+    assert model.provenance["job"] == job.name  # what it made stays
+    running = stubs.train(**LONG)
+    code, message, _, _ = failure(lambda: stubs.jobs.Delete(jobs_pb2.DeleteJobRequest(name=running.name)))
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "cancel it first" in message
+    cancel(stubs, running)
+    stubs.wait(running)

@@ -8,6 +8,8 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.empty_pb2 import Empty
+
 from pyserve import models
 from pyserve.data.catalog import Catalog
 from pyserve.errors import DataLossError, FailedPreconditionError, NotFoundError, PyserveError
@@ -100,6 +102,11 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
     async def Resume(self, request: jobs_pb2.ResumeJobRequest, context: Any) -> jobs_pb2.Job:
         """Queue an interrupted job again."""
         return convert.job(await self._scheduler.resume(validate.job_name(request.name)))
+
+    async def Delete(self, request: jobs_pb2.DeleteJobRequest, context: Any) -> Empty:
+        """Remove a job that has ended."""
+        await self._scheduler.delete(validate.job_name(request.name))
+        return Empty()
 
     async def GetArtifact(self, request: jobs_pb2.GetArtifactRequest, context: Any) -> common_pb2.Figure:
         """A file that a job made."""

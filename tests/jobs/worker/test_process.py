@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from pyserve.errors import DataLossError, NotFoundError
 from pyserve.jobs.events import JobState
@@ -37,8 +38,17 @@ def test_an_exception_fails_the_job_with_a_sentence(error: Exception, status: st
     assert "/srv" not in ending.reason
 
 
-def test_a_full_disk_only_interrupts() -> None:
-    ending = failure(OSError(errno.ENOSPC, "No space left on device", "/srv/data/x"))
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/srv/data/x"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        sqlite3.OperationalError("database or disk is full"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_only_interrupts(error: Exception) -> None:
+    ending = failure(error)
     assert (ending.state, ending.error) == (JobState.INTERRUPTED, None)
     assert "disk is full" in ending.reason
 
