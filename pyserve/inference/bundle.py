@@ -64,6 +64,10 @@ class Bundle:
         values = normalize(view.to(self.device), self.preprocessing.mean, self.preprocessing.std)
         return values.contiguous(memory_format=torch.channels_last)
 
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Softmax of logits [N, classes] divided by the bundle's temperature, float32."""
+        return (logits.float() / self.description.temperature).softmax(dim=1)
+
 
 def save_bundle(
     folder: Path,

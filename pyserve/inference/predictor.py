@@ -159,7 +159,7 @@ class Predictor:
     def _mean_softmax(self, views: Sequence[torch.Tensor]) -> Probabilities:
         total: torch.Tensor | None = None
         for view in views:
-            probabilities = self._bundle.model(self._bundle.normalize(view)).float().softmax(dim=1)
+            probabilities = self._bundle.probabilities(self._bundle.model(self._bundle.normalize(view)))
             total = probabilities if total is None else total + probabilities
         assert total is not None  # noqa: S101  there is always one view
         mean: Probabilities = (total / len(views)).cpu().numpy()

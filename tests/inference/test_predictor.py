@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from pyserve.config import Settings
+from pyserve.data.transforms import tta_views
 from pyserve.errors import CancelledError, InvalidArgumentError, NotFoundError
 from pyserve.inference.bundle import load_bundle
 from pyserve.inference.model_store import ModelStore
@@ -171,3 +173,18 @@ def test_the_newest_version_answers(tmp_path: Path) -> None:
     assert cache.get("models/a").name == "models/a/versions/2"
     with pytest.raises(NotFoundError):
         cache.get("models/z")
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_probabilities_are_those_of_the_logits_over_the_temperature(tmp_path: Path, tta: bool) -> None:
+    saved(tmp_path)
+    bundle = load_bundle(tmp_path)
+    warmer = dataclasses.replace(bundle, description=bundle.description.model_copy(update={"temperature": 2.0}))
+    batch = torch.from_numpy(pixels(3, 18, 18)).permute(0, 3, 1, 2)
+    views = [bundle.normalize(view) for view in tta_views(batch, SIDE)] if tta else [bundle.prepare(batch)]
+    with torch.inference_mode():
+        each = [np.exp(bundle.model(view).double().numpy() / 2) for view in views]
+    expected = np.mean([e / e.sum(axis=1, keepdims=True) for e in each], axis=0)
+    got = Predictor(warmer, threads=1).probabilities(batch, tta=tta)
+    assert np.abs(got - expected).max() < 1e-6
+    assert np.abs(Predictor(bundle, threads=1).probabilities(batch, tta=tta) - expected).max() > 1e-3
