@@ -12,7 +12,7 @@ import torch
 from pyserve.data.tensors import load_part
 from pyserve.errors import CancelledError, FailedPreconditionError
 from pyserve.inference.loading_cache import LoadingCache
-from pyserve.insight.predictions import Evaluation
+from pyserve.insight.predictions import Evaluation, some
 
 if TYPE_CHECKING:
     from pyserve.data.manifest import Manifest
@@ -85,15 +85,10 @@ def _label_map(manifest: Manifest, predictor: Predictor) -> np.ndarray[tuple[int
     unknown = [name for name in manifest.classes if name not in index]
     if unknown:
         raise FailedPreconditionError(
-            f"{predictor.name} does not know {_some(unknown)} of datasets/{manifest.dataset_id}; "
-            f"it knows {_some(predictor.labels)}"
+            f"{predictor.name} does not know {some(unknown)} of datasets/{manifest.dataset_id}; "
+            f"it knows {some(predictor.labels)}"
         )
     return np.array([index[name] for name in manifest.classes], dtype=np.int64)
-
-
-def _some(names: tuple[str, ...] | list[str], limit: int = 10) -> str:
-    shown = ", ".join(repr(name) for name in names[:limit])
-    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
 
 
 def _ask(should_stop: Callable[[], bool] | None, done: int, total: int) -> None:

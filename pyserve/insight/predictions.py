@@ -140,20 +140,53 @@ def highest_loss(probabilities: Floats, targets: Indices) -> Indices:
     return _descending(losses(probabilities, targets), np.arange(len(targets)))
 
 
-def top_losses(evaluation: Evaluation, order: str = "most_incorrect", count: int = 9) -> list[ImageLoss]:
+def top_losses(
+    evaluation: Evaluation,
+    order: str = "most_incorrect",
+    count: int = 9,
+    *,
+    label: str = "",
+    predicted: str = "",
+) -> list[ImageLoss]:
     """The pictures that stand out, most striking first; fewer than `count` where there are no more.
 
+    Args:
+        label: only pictures with this label in the data set; "" means all.
+        predicted: only pictures that the model gives this label; with `label`, a cell of the confusion matrix.
+
     Raises:
-        InvalidArgumentError: an unknown order, or a count below 1.
+        InvalidArgumentError: an unknown order or class, or a count below 1.
     """
     if order not in ORDERS:
         raise InvalidArgumentError.field("order", order, f"one of {', '.join(ORDERS)}")
     if count < 1:
         raise InvalidArgumentError.field("count", count, "≥ 1")
-    if not len(evaluation.targets):
+    wanted = np.ones(len(evaluation.targets), bool)
+    if label:
+        wanted &= evaluation.targets == class_index(evaluation.labels, label, "label")
+    if predicted:
+        wanted &= evaluation.predicted == class_index(evaluation.labels, predicted, "predicted")
+    if not wanted.any():
         return []
-    chosen = ORDERS[order](evaluation.probabilities, evaluation.targets)[:count]
-    return [_image_loss(evaluation, int(i)) for i in chosen]
+    chosen = ORDERS[order](evaluation.probabilities, evaluation.targets)
+    return [_image_loss(evaluation, int(i)) for i in chosen[wanted[chosen]][:count]]
+
+
+def class_index(labels: Sequence[str], label: str, field: str) -> int:
+    """Index of a class.
+
+    Raises:
+        InvalidArgumentError: there is none of that name; names those there are.
+    """
+    if label not in labels:
+        raise InvalidArgumentError.field(field, label, f"one of {some(labels)}")
+    return list(labels).index(label)
+
+
+def some(names: Sequence[str], limit: int = 10) -> str:
+    """Names for a sentence, the first ones of many."""
+    shown = ", ".join(repr(name) for name in names[:limit])
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
 
 
 def confusion_matrix(evaluation: Evaluation) -> npt.NDArray[np.int64]:

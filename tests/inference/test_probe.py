@@ -19,7 +19,7 @@ from tests.models.support import model_with_statistics, pictures
 
 SIDE = 32
 PREPROCESSING = Preprocessing(image_size=SIDE, presize=SIDE, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
-NETWORKS = ("smallnet", "resnet20", "resnet18", "mobilenet_v2", "vgg16_bn")
+NETWORKS = ("smallnet", "resnet20", "resnet18", "mobilenet_v2")
 
 
 def probe(name: str) -> Probe:
