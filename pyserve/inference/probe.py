@@ -67,10 +67,18 @@ class Probe:
         model: as `models.create_model` makes it, with its weights; the probe owns it from here on.
         preprocessing: how pictures become its input.
         device: where it runs.
+        temperature: logits are divided by it where probabilities are made of them.
     """
 
-    def __init__(self, model: nn.Module, preprocessing: Preprocessing, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        device: torch.device | str = "cpu",
+        temperature: float = 1.0,
+    ) -> None:
         self.model = model.eval().requires_grad_(False).to(device)
+        self.temperature = temperature
         self.preprocessing = preprocessing
         self.device = torch.device(device)
         for name, module in model.named_modules():
@@ -90,7 +98,7 @@ class Probe:
         with torch.random.fork_rng(devices=[]):  # its random first weights are nobody's business
             model = models.create_model(bundle.description.architecture, len(bundle.labels))
         model.load_state_dict(bundle.model.state_dict(), assign=True)
-        return cls(model, bundle.preprocessing, bundle.device)
+        return cls(model, bundle.preprocessing, bundle.device, bundle.description.temperature)
 
     @property
     def head_module(self) -> nn.Linear:
@@ -161,6 +169,10 @@ class Probe:
         recording = _Recording(frozenset(self.layer(name).name for name in names), stops=not to_end)
         logits = self._forward(x, recording)
         return recording.outputs, logits if to_end else None
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Softmax of logits [N, classes] at the temperature, float32."""
+        return (logits.float() / self.temperature).softmax(dim=1)
 
     @torch.inference_mode()
     def logits(self, x: torch.Tensor) -> torch.Tensor:

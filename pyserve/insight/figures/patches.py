@@ -1,0 +1,147 @@
+"""Deconvnet projections beside the parts of pictures that they come from: top patches, and their evolution.
+
+After Zeiler & Fergus 2013, arXiv 1311.2901, figures 2 and 4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from pyserve.errors import InvalidArgumentError
+from pyserve.insight.figures.style import INK, MUTED, WIDTH_IN, drawable, figure
+from pyserve.insight.figures.tiles import BORDER_IN, HEADER_IN, draw_tile, tile_canvas
+
+_LABEL_IN = 0.27
+_BLOCK_GAP_IN = 0.3
+_PAIR_GAP_IN = 0.08  # between the projections and the pictures of a block
+_ENERGY = 0.9  # of a projection, that a cut-out must hold
+_LEAST_SIDE = 40  # pixels of a cut-out
+_FINE_SIDE = 16  # pixels; up to here single pixels are shown
+_CLIPPED = 99.5  # per cent of a projection's values that keep their differences
+
+
+@dataclass(frozen=True)
+class PatchPair:
+    """A part of a picture, [h, w, 3], and the projection of what a feature map found there, [3, h, w]."""
+
+    pixels: npt.NDArray[np.uint8]
+    projection: npt.NDArray[np.floating]
+
+
+@figure("top_patches")
+def top_patches(
+    channels: Sequence[tuple[str, Sequence[PatchPair]]],
+    *,
+    rule: str = "deconvnet",
+    title: str = "What feature maps look for",
+) -> Figure:
+    """For each feature map a grid of projections, and beside it the pictures in the same order.
+
+    Args:
+        channels: name and pairs of each, strongest first; none for a feature map that is never active.
+        rule: how the projections were made, in a word.
+
+    Raises:
+        InvalidArgumentError: no feature map, or pairs of other shapes.
+    """
+    if not channels:
+        raise InvalidArgumentError.field("channels", "no feature map", "at least one")
+    most = max(len(pairs) for _, pairs in channels)
+    across = max(math.ceil(math.sqrt(most)), 1)
+    columns = min(len(channels), 2 if len(channels) <= 8 else 3)
+    width_in = (WIDTH_IN - 2 * BORDER_IN - (columns - 1) * _BLOCK_GAP_IN) / columns
+    grid_in = (width_in - _PAIR_GAP_IN) / 2
+    step_in = grid_in * math.ceil(max(most, 1) / across) / across + _LABEL_IN + 0.12
+    height_in = HEADER_IN + math.ceil(len(channels) / columns) * step_in + BORDER_IN
+    explanation = (
+        f"left: what excited the feature map, projected back to pixels ({rule}; grey is nothing); "
+        "right: where that is in the pictures"
+    )
+    built, axes = tile_canvas(height_in, title, explanation)
+    for i, (name, pairs) in enumerate(channels):
+        row, column = divmod(i, columns)
+        left = BORDER_IN + column * (width_in + _BLOCK_GAP_IN)
+        top = HEADER_IN + row * step_in
+        axes.text(left, top + _LABEL_IN / 2, drawable(name), fontsize=9, va="center", color=INK)
+        _draw_block(axes, pairs, (left, top + _LABEL_IN), grid_in, across)
+    return built
+
+
+def _draw_block(
+    axes: Axes, pairs: Sequence[PatchPair], corner: tuple[float, float], grid_in: float, across: int
+) -> None:
+    left, top = corner
+    if not pairs:
+        axes.text(left, top + 0.15, "never active", fontsize=8.5, va="center", color=MUTED)
+        return
+    side_in = grid_in / across
+    cut = [cut_out(pair) for pair in pairs]
+    for i, pair in enumerate(cut):
+        row, column = divmod(i, across)
+        for begin, picture in (
+            (left, projection_colours(pair.projection)),
+            (left + grid_in + _PAIR_GAP_IN, pair.pixels),
+        ):
+            place = (begin + column * side_in, top + row * side_in)
+            draw_tile(axes, picture, (*place, side_in, side_in), smooth=max(picture.shape) > _FINE_SIDE)
+            axes.add_patch(
+                Rectangle(place, side_in, side_in, fill=False, edgecolor="white", linewidth=1.2, zorder=3)
+            )
+
+
+def projection_colours(projection: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """[3, h, w] as a picture [h, w, 3] in 0…1: mid grey is zero, each colour up and down from there.
+
+    Larger ones are smoothed over three pixels (1, 2, 1): strided convolutions leave a chequerboard.
+    """
+    values = np.nan_to_num(projection.astype(np.float64), posinf=0.0, neginf=0.0)
+    if max(values.shape[1:]) > _FINE_SIDE:
+        values = _smoothed(values, axis=1)
+        values = _smoothed(values, axis=2)
+    largest = float(np.percentile(np.abs(values), _CLIPPED)) or float(np.abs(values).max())
+    scaled = values / largest if largest > 0 else values
+    result: npt.NDArray[np.float64] = np.clip(0.5 + 0.5 * scaled, 0, 1).transpose(1, 2, 0)
+    return result
+
+
+def _smoothed(values: npt.NDArray[np.float64], axis: int) -> npt.NDArray[np.float64]:
+    widths = [(1, 1) if i == axis else (0, 0) for i in range(3)]
+    padded = np.pad(values, widths, mode="edge")
+    before, after = (np.take(padded, range(i, i + values.shape[axis]), axis=axis) for i in (0, 2))
+    return (before + 2 * values + after) / 4
+
+
+def cut_out(pair: PatchPair) -> PatchPair:
+    """The square that holds nearly all of the projection: receptive fields of deep layers are mostly empty."""
+    if pair.pixels.ndim != 3 or pair.projection.shape != (3, *pair.pixels.shape[:2]) or 0 in pair.pixels.shape:
+        raise InvalidArgumentError.field(
+            "pairs",
+            f"pixels {list(pair.pixels.shape)} and projection {list(pair.projection.shape)}",
+            "[h, w, 3] and [3, h, w]",
+        )
+    height, width = pair.pixels.shape[:2]
+    energy = np.square(np.nan_to_num(pair.projection.astype(np.float64))).sum(axis=0)
+    rows, columns = (_span(energy.sum(axis=axis)) for axis in (1, 0))
+    side = min(max(rows[1] - rows[0], columns[1] - columns[0], _LEAST_SIDE), height, width)
+    top, left = (_centred(span, side, length) for span, length in ((rows, height), (columns, width)))
+    rows_kept, columns_kept = slice(top, top + side), slice(left, left + side)
+    return PatchPair(pair.pixels[rows_kept, columns_kept], pair.projection[:, rows_kept, columns_kept])
+
+
+def _span(energy: npt.NDArray[np.float64]) -> tuple[int, int]:
+    """First and last place (excluded) of the middle that holds nearly all."""
+    share = energy.cumsum() / energy.sum() if energy.sum() > 0 else np.linspace(0, 1, len(energy))
+    rest = (1 - _ENERGY) / 2
+    return int(np.searchsorted(share, rest)), min(int(np.searchsorted(share, 1 - rest)) + 1, len(energy))
+
+
+def _centred(span: tuple[int, int], side: int, length: int) -> int:
+    return min(max((span[0] + span[1] - side) // 2, 0), length - side)
