@@ -75,6 +75,50 @@ def top_patches(
     return built
 
 
+@figure("evolution")
+def evolution(
+    rows: Sequence[tuple[str, Sequence[PatchPair | None]]],
+    epochs: Sequence[int],
+    *,
+    rule: str = "deconvnet",
+    title: str = "How features come about",
+) -> Figure:
+    """For each feature map the projection of its strongest activation after some epochs, above the picture's part.
+
+    Args:
+        rows: name of each feature map, and a pair for each epoch; None where it was not active.
+        epochs: counted from 1.
+        rule: how the projections were made, in a word.
+
+    Raises:
+        InvalidArgumentError: no feature map, or not as many pairs as epochs.
+    """
+    if not rows or not epochs or any(len(pairs) != len(epochs) for _, pairs in rows):
+        raise InvalidArgumentError.field(
+            "rows", f"{len(rows)} feature maps", f"some, each with {len(epochs)} pairs"
+        )
+    name_in = 1.15
+    side_in = min((WIDTH_IN - 2 * BORDER_IN - name_in) / len(epochs), 1.3)
+    height_in = HEADER_IN + _LABEL_IN + len(rows) * (2 * side_in + 0.14) + BORDER_IN
+    explanation = (
+        f"above: the strongest activation on the validation part, projected back to pixels ({rule}); "
+        "below: where that is"
+    )
+    built, axes = tile_canvas(height_in, title, explanation)
+    for column, epoch in enumerate(epochs):
+        centre = BORDER_IN + name_in + (column + 0.5) * side_in
+        axes.text(
+            centre, HEADER_IN + _LABEL_IN / 2, f"epoch {epoch}", fontsize=9, ha="center", va="center", color=INK
+        )
+    for row, (name, pairs) in enumerate(rows):
+        top = HEADER_IN + _LABEL_IN + row * (2 * side_in + 0.14)
+        axes.text(BORDER_IN, top + side_in, drawable(name), fontsize=9, va="center", color=INK)
+        for column, pair in enumerate(pairs):
+            left = BORDER_IN + name_in + column * side_in
+            _draw_pair(axes, pair, (left, top), (left, top + side_in), side_in)
+    return built
+
+
 def _draw_block(
     axes: Axes, pairs: Sequence[PatchPair], corner: tuple[float, float], grid_in: float, across: int
 ) -> None:
@@ -83,18 +127,23 @@ def _draw_block(
         axes.text(left, top + 0.15, "never active", fontsize=8.5, va="center", color=MUTED)
         return
     side_in = grid_in / across
-    cut = [cut_out(pair) for pair in pairs]
-    for i, pair in enumerate(cut):
+    for i, pair in enumerate(pairs):
         row, column = divmod(i, across)
-        for begin, picture in (
-            (left, projection_colours(pair.projection)),
-            (left + grid_in + _PAIR_GAP_IN, pair.pixels),
-        ):
-            place = (begin + column * side_in, top + row * side_in)
-            draw_tile(axes, picture, (*place, side_in, side_in), smooth=max(picture.shape) > _FINE_SIDE)
-            axes.add_patch(
-                Rectangle(place, side_in, side_in, fill=False, edgecolor="white", linewidth=1.2, zorder=3)
-            )
+        place = (left + column * side_in, top + row * side_in)
+        _draw_pair(axes, pair, place, (place[0] + grid_in + _PAIR_GAP_IN, place[1]), side_in)
+
+
+def _draw_pair(
+    axes: Axes, pair: PatchPair | None, first: tuple[float, float], second: tuple[float, float], side_in: float
+) -> None:
+    """The projection at the first place, the picture at the second; nothing where there is none."""
+    if pair is None:
+        return
+    cut = cut_out(pair)
+    smooth = max(cut.pixels.shape) > _FINE_SIDE
+    for picture, place in ((projection_colours(cut.projection), first), (cut.pixels, second)):
+        draw_tile(axes, picture, (*place, side_in, side_in), smooth=smooth)
+        axes.add_patch(Rectangle(place, side_in, side_in, fill=False, edgecolor="white", linewidth=1.2, zorder=3))
 
 
 def projection_colours(projection: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
