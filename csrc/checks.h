@@ -27,7 +27,8 @@ struct Conv2dInfo {
   double lo, hi;
 };
 
-// Throws this; Python sees a RuntimeError from the operator, and InvalidArgumentError from the wrapper.
+// Throws this; Python sees a RuntimeError from the operator (from torch 2.14 on _C.InvalidArgument, a ValueError), and
+// InvalidArgumentError from the wrapper.
 struct InvalidArgument : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

@@ -7,8 +7,12 @@
 #include <cstdint>
 
 // Inline functions of headers that kernel files include are always inlined: a copy compiled for one ISA must never be
-// the one that the linker keeps for all.
+// the one that the linker keeps for all. CUDA kernels use them too.
+#if defined(__CUDACC__)
+#define PYSERVE_INLINE __host__ __device__ inline __attribute__((always_inline))
+#else
 #define PYSERVE_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace pyserve {
 

@@ -1,6 +1,8 @@
 // One operator, whatever the device: check, early return on empty, convert to channels-last, run. A device supplies
 // `Backend` with
-//   static std::optional<DType> dtype(ScalarType)          what its kernels have, else ATen does it
+//   static bool has(const Tensor& x)                     whether its kernels have the element type and run on the
+//   device static bool covers(const Conv2dProblem& problem)     whether they take the problem, forward and backward
+// (where not, ATen does it)
 //   template <Op op> static void run(const ProblemOf<op>&, const ArgsOf<op>&, const Tensor& on)
 #pragma once
 #include "fallback.h"
@@ -27,7 +29,7 @@ Tensor launch_conv2d(const Tensor& x, const Tensor& weight, const OptionalTensor
   const Conv2dProblem p = check_conv2d(info);
   const MemoryFormat format = output_format(x);
   if (p.N == 0) return empty_like_in(x, {p.N, p.K, p.P, p.Q}, format);
-  if (!Backend::has(x.scalar_type())) return aten::conv2d(x, weight, bias, residual, info);
+  if (!Backend::has(x) || !Backend::covers(p)) return aten::conv2d(x, weight, bias, residual, info);
 
   const Tensor x_last = channels_last(x), weight_last = channels_last(weight);
   const OptionalTensor bias_dense = contiguous_bias(bias), residual_last = channels_last(residual);
@@ -55,7 +57,8 @@ aten::Gradients launch_conv2d_backward(const Tensor& grad, const OptionalTensor&
   check_conv2d_backward(info, p, tensor_info(grad), tensor_info(y));
   const MemoryFormat x_format = output_format(x), weight_format = output_format(weight);
   const Ints out_sizes = {p.N, p.K, p.P, p.Q}, weight_sizes = {p.K, p.group_c(), p.R, p.S};
-  if (p.N > 0 && !Backend::has(x.scalar_type())) return aten::conv2d_backward(grad, y, x, weight, info, wanted);
+  if (p.N > 0 && !(Backend::has(x) && Backend::covers(p)))
+    return aten::conv2d_backward(grad, y, x, weight, info, wanted);
 
   Tensor dx = absent_like(x), dw = absent_like(x), dbias = absent_like(x), dresidual = absent_like(x);
   if (p.N == 0) {
@@ -106,7 +109,7 @@ Tensor launch_bias_relu(const Tensor& x, const OptionalTensor& bias, const Optio
   const auto sizes = x.sizes();
   Tensor y = empty_like_in(x, {sizes.begin(), sizes.end()}, format);
   if (x.numel() == 0) return y;
-  if (!Backend::has(x.scalar_type())) return aten::bias_relu(x, bias, residual, {lo, hi});
+  if (!Backend::has(x)) return aten::bias_relu(x, bias, residual, {lo, hi});
 
   const Tensor x_dense = torch::stable::contiguous(x, format);
   const OptionalTensor bias_dense = contiguous_bias(bias);
@@ -124,8 +127,7 @@ std::tuple<Tensor, Tensor> launch_bias_relu_backward(const Tensor& grad, const O
   check_bias_relu_backward(tensor_info(grad), tensor_info(y), lo, hi);
   const auto sizes = grad.sizes();
   const MemoryFormat format = output_format(y ? *y : grad);
-  if (grad.numel() > 0 && !Backend::has(grad.scalar_type()))
-    return aten::bias_relu_backward(grad, y, {lo, hi}, bias_wanted);
+  if (grad.numel() > 0 && !Backend::has(grad)) return aten::bias_relu_backward(grad, y, {lo, hi}, bias_wanted);
   Tensor dx = empty_like_in(grad, {sizes.begin(), sizes.end()}, format);
   if (grad.numel() == 0)
     return {dx, bias_wanted ? zeros_for(grad, {sizes[1]}, MemoryFormat::Contiguous) : absent_like(grad)};
@@ -141,6 +143,15 @@ std::tuple<Tensor, Tensor> launch_bias_relu_backward(const Tensor& grad, const O
        bias_wanted ? dbias.mutable_data_ptr() : nullptr},
       grad);
   return {dx, dbias};
+}
+
+// Registers every operator's implementation for the library's dispatch key.
+template <class Backend>
+void register_all(torch::stable::detail::StableLibrary& m) {
+  m.impl("conv2d", TORCH_BOX(&launch_conv2d<Backend>));
+  m.impl("conv2d_backward", TORCH_BOX(&launch_conv2d_backward<Backend>));
+  m.impl("bias_relu", TORCH_BOX(&launch_bias_relu<Backend>));
+  m.impl("bias_relu_backward", TORCH_BOX(&launch_bias_relu_backward<Backend>));
 }
 
 }  // namespace pyserve

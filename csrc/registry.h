@@ -30,7 +30,7 @@ void set_isa(const std::string& name);  // throws std::invalid_argument for one 
 void prefer_variant(const std::string& name);
 int32_t preferred_variant();  // index into variant_list(), or -1
 
-// Whether a CPU variant takes this problem; CUDA rows take all that the CUDA operators do.
+// Whether a variant takes this problem.
 bool variant_covers(const std::string& name, const Conv2dProblem& problem);
 bool variant_covers(const std::string& name, const BiasReluProblem& problem);
 

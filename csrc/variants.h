@@ -23,6 +23,12 @@ PYSERVE_INLINE bool covers_depthwise(const Conv2dProblem& p) {
   return covers_floats(p) && p.depthwise() && p.R * p.S <= 64;
 }
 
+// What a CUDA kernel takes: coordinates along one axis, padding included, are 32-bit there.
+PYSERVE_INLINE bool covers_axes(const Conv2dProblem& p) {
+  constexpr int64_t most = INT32_MAX;
+  return p.pad_h <= most && p.pad_w <= most && p.H + 2 * p.pad_h <= most && p.W + 2 * p.pad_w <= most;
+}
+
 // ROW(operator, algorithm, ISA, covers): the kernel is `<operator>_<algorithm>_<ISA>` and lives in
 // cpu/<conv2d or bias_relu>_<algorithm>_<ISA>.cpp.
 #define PYSERVE_PLAIN_VARIANTS(ROW)             \
@@ -56,19 +62,23 @@ PYSERVE_INLINE bool covers_depthwise(const Conv2dProblem& p) {
 #define PYSERVE_CPU_VARIANTS(ROW) PYSERVE_PLAIN_VARIANTS(ROW)
 #endif
 
-// ROW(operator, algorithm, architecture, least compute capability × 10). The kernels are in cuda/, dispatched there.
-#define PYSERVE_CUDA_VARIANTS(ROW)  \
-  ROW(conv2d, simt, cuda, 80)       \
-  ROW(conv2d_dgrad, simt, cuda, 80) \
-  ROW(conv2d_wgrad, simt, cuda, 80) \
-  ROW(bias_relu, simt, cuda, 80)    \
-  ROW(bias_relu_backward, simt, cuda, 80)
+// ROW(operator, algorithm, architecture, covers, least compute capability × 10). The kernels are in cuda/, dispatched
+// there.
+#define PYSERVE_CUDA_VARIANTS(ROW)               \
+  ROW(conv2d, simt, cuda, covers_axes, 80)       \
+  ROW(conv2d_dgrad, simt, cuda, covers_axes, 80) \
+  ROW(conv2d_wgrad, simt, cuda, covers_axes, 80) \
+  ROW(bias_relu, simt, cuda, covers_any, 80)     \
+  ROW(bias_relu_backward, simt, cuda, covers_any, 80)
 
 enum class Variant : int32_t {
 #define ROW(op, algorithm, isa, covers) op##_##algorithm##_##isa,
-  PYSERVE_CPU_VARIANTS(ROW) PYSERVE_CUDA_VARIANTS(ROW)
+  PYSERVE_CPU_VARIANTS(ROW)
 #undef ROW
-      count
+#define ROW(op, algorithm, architecture, covers, capability) op##_##algorithm##_##architecture,
+      PYSERVE_CUDA_VARIANTS(ROW)
+#undef ROW
+          count
 };
 
 // Operator → its problem and its arguments.

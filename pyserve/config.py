@@ -52,19 +52,50 @@ class Settings(BaseSettings):
     max_compression_ratio: float = Field(default=200.0, gt=1, description="Most unpacked bytes per packed byte.")
     max_predict_images: int = Field(default=256, ge=1, description="Most pictures in one Predict call.")
     max_waiting_calls: int = Field(
-        default=256, ge=0, description="Calls of one kind that may wait for a thread; more are refused."
+        default=256, ge=0, description="Calls of one kind that may wait, and predictions; more are refused."
     )
     upload_ttl_s: float = Field(default=86_400.0, gt=0, description="How long a broken upload can be resumed, s.")
 
     max_running_jobs: int = Field(default=2, ge=1, description="Jobs that run at once.")
     max_queued_jobs: int = Field(default=256, ge=1, description="Jobs that may wait.")
     job_threads: int = Field(default=0, ge=0, description="CPU threads of a job; 0 means all cores.")
+    job_nice: int = Field(
+        default=19,
+        ge=0,
+        le=19,
+        description="How far jobs stand back for prediction on the CPU; 0 means not at all.",
+    )
     predict_threads: int = Field(default=0, ge=0, description="CPU threads of prediction; 0 means all cores.")
+    predict_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="What networks compute in; bfloat16 is faster and a little less exact."
+    )
+    max_batch_size: int = Field(
+        default=0, ge=0, le=1024, description="Most pictures in one batch; 0 means 8 on a CPU, 32 on a GPU."
+    )
+    preferred_batch_sizes: list[int] = Field(
+        default=[], description="Sizes to which a backlog is cut; empty means any."
+    )
+    max_queue_delay_s: float = Field(
+        default=0.002, ge=0, le=1, description="Most time that a batch waits for a picture being decoded, s."
+    )
+    max_queued_bytes: int = Field(
+        default=GIB, ge=MIB, description="Size of the pictures that may wait for prediction, bytes."
+    )
     checkpoint_interval_s: float = Field(default=60.0, ge=0, description="Most time between checkpoints, s.")
     resume_on_start: bool = Field(
         default=False, description="Queue interrupted jobs again when the server starts."
     )
-    max_loaded_models: int = Field(default=8, ge=1, description="Models kept in memory, least recently used out.")
+    max_models_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="Memory for models, least recently used out, bytes; 0 means half of the device's.",
+    )
+    metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="Port for Prometheus; 0 takes a free one; default: none."
+    )
+    metrics_host: str = Field(
+        default="127.0.0.1", description="Address for Prometheus; beyond loopback only with --insecure."
+    )
     drain_s: float = Field(default=30.0, ge=0, description="Time for running calls and jobs at shutdown, s.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least level logged."

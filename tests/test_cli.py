@@ -61,7 +61,7 @@ COMMANDS = (
     *("serve", "config", "lr-find", "train", "predict", "top-losses", "confusion-matrix", "kernels"),
     *(f"datasets {name}" for name in ("upload", "register", "list", "show", "delete")),
     *(f"jobs {name}" for name in ("list", "show", "watch", "cancel", "resume", "artifacts")),
-    *(f"models {name}" for name in ("list", "show")),
+    *(f"models {name}" for name in ("list", "show", "load", "unload", "alias", "delete", "export", "import")),
 )
 
 
@@ -305,3 +305,21 @@ def test_ctrl_c_leaves_the_job_or_cancels_it(fake: FakeServer, flags: list[str])
     assert cancelled == (["jobs/0"] if flags else [])
     assert ("was asked to stop" in err) if flags else ("pyserve jobs cancel jobs/0" in err)
     assert "Traceback" not in err
+
+
+def test_commands_on_models(run: Run, fake: FakeServer, tmp_path: Path) -> None:
+    assert run("models", "load", "models/m").err == (
+        "loaded models/m/versions/1: 2.0 MiB; the server's memory went from 1.0 MiB to 3.0 MiB\n"
+    )
+    assert run("models", "unload", "models/m").err == (
+        "unloaded models/m/versions/1; the server's memory went from 3.0 MiB to 1.0 MiB\n"
+    )
+    assert json.loads(run("models", "load", "models/m", "--json").out)["model"]["loaded"] is True
+    assert "models/m@x is models/m/versions/2" in run("models", "alias", "models/m@x", "models/m/versions/2").err
+    assert "removed models/m@x; it was models/m/versions/1" in run("models", "alias", "models/m@x").err
+    assert run("models", "delete", "models/m").err == "removed models/m\n"
+    path = tmp_path / "m.tar"
+    assert run("models", "export", "models/m", str(path)).err.endswith(f"wrote models/m/versions/1 to {path}\n")
+    assert path.stat().st_size == 25_600
+    assert "models/other/versions/1" in run("models", "import", "other", str(path)).out
+    assert run("models", "import", "other", str(tmp_path / "none")).code == 2

@@ -137,7 +137,13 @@ def test_demo_leaves_figures_and_no_process_twice_in_a_row(tmp_path: Path, colou
         done = demo("--data", colours, "--output", output)
         assert done.returncode == 0, done.stdout + done.stderr
         names = {path.name for path in output.glob("*.png")}
-        assert {"lr_curve.png", "curves.png", "confusion_matrix.png", "most_incorrect.png", "filters.png"} <= names
+        assert {
+            "lr_curve.png",
+            "training_curves.png",
+            "confusion_matrix.png",
+            "most_incorrect.png",
+            "filters.png",
+        } <= names
         assert "4 of 4 right" in done.stdout
         assert all(name in done.stdout.replace("\n", "") for name in names)
         assert running_in(tmp_path) == []

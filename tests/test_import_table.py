@@ -17,14 +17,16 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "pyserve"
 
 # Rooms, and the rooms they may import beside themselves and what everybody may.
-EVERYBODY_MAY = {"", "errors", "config", "spec"}
+EVERYBODY_MAY = {"", "errors", "config", "spec", "paging"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),  # pyserve/__init__.py
     "errors": set(),
     "config": set(),
     "spec": set(),
+    "paging": set(),
     "_torchvision": set(),
     "v1": set(),
+    "open_inference": set(),
     "kernels": set(),
     "data": {"kernels", "_torchvision"},
     "models": {"kernels", "_torchvision"},
@@ -33,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "insight": {"inference", "data", "kernels"},
     "jobs": {"data", "inference"},  # whatever does not load torch: see NEVER_LOAD_TORCH
     "jobs.worker": {"jobs", "training", "insight", "inference", "data", "models", "kernels"},
-    "server": {"jobs", "inference", "insight", "data", "models", "kernels", "v1"},
+    "server": {"jobs", "inference", "insight", "data", "models", "kernels", "v1", "open_inference"},
     "client": {"v1"},
     "cli": {"client", "v1"},  # server: see below
     "__main__": {"cli"},
@@ -43,7 +45,9 @@ NEVER_LOAD_TORCH = (
     "errors",
     "config",
     "spec",
+    "paging",
     "v1",
+    "open_inference",
     "client",
     "cli",
     "jobs",  # but its worker
@@ -54,6 +58,8 @@ NEVER_LOAD_TORCH = (
     "data.catalog",
     "data.staging",
     "inference.description",
+    "inference.model_info",
+    "inference.model_record",
     "inference.model_store",
 )
 

@@ -15,7 +15,8 @@ void* allocate_tensor(void* owner, int64_t size_bytes) {
 }
 
 struct Cpu {
-  static bool has(ScalarType type) { return kernel_dtype(dtype_name(type)).has_value(); }
+  static bool has(const Tensor& x) { return kernel_dtype(dtype_name(x.scalar_type())).has_value(); }
+  static bool covers(const Conv2dProblem&) { return true; }
 
   template <Op op>
   static void run(const ProblemOf<op>& problem, const ArgsOf<op>& args, const Tensor&) {
@@ -26,18 +27,11 @@ struct Cpu {
 
 // A device without kernels of ours (a GPU where the CUDA library is not built, other accelerators): all by ATen.
 struct Elsewhere {
-  static bool has(ScalarType) { return false; }
+  static bool has(const Tensor&) { return false; }
+  static bool covers(const Conv2dProblem&) { return false; }
   template <Op op>
   static void run(const ProblemOf<op>&, const ArgsOf<op>&, const Tensor&) {}
 };
-
-template <class Backend>
-void register_all(torch::stable::detail::StableLibrary& m) {
-  m.impl("conv2d", TORCH_BOX(&launch_conv2d<Backend>));
-  m.impl("conv2d_backward", TORCH_BOX(&launch_conv2d_backward<Backend>));
-  m.impl("bias_relu", TORCH_BOX(&launch_bias_relu<Backend>));
-  m.impl("bias_relu_backward", TORCH_BOX(&launch_bias_relu_backward<Backend>));
-}
 
 }  // namespace
 }  // namespace pyserve

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -103,14 +103,24 @@ def job_display(job: jobs_pb2.Job) -> Iterator[JobDisplay]:
         yield JobDisplay(progress, job)
 
 
-def upload(client: Client, path: Path, dataset_id: str, **options: object) -> datasets_pb2.Dataset:
-    """`Client.upload_dataset` with a progress bar."""
+@contextmanager
+def transfer_bar(before: str, during: str, after: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for bytes, gone at the end; gives what takes (bytes done, bytes in all).
+
+    Args:
+        before, during, after: what happens before the first byte, while bytes travel, after the last one.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console(stderr=True), transient=True) as progress:
-        task = progress.add_task("packs", total=None)
+        task = progress.add_task(before, total=None)
 
-        def show(sent: int, total: int) -> None:
-            text = "uploads" if sent < total else "server reads the pictures"
-            progress.update(task, description=text, completed=sent, total=total)
+        def show(done: int, total: int) -> None:
+            progress.update(task, description=during if done < total else after, completed=done, total=total)
 
+        yield show
+
+
+def upload(client: Client, path: Path, dataset_id: str, **options: object) -> datasets_pb2.Dataset:
+    """`Client.upload_dataset` with a progress bar."""
+    with transfer_bar("packs", "uploads", "server reads the pictures") as show:
         return client.upload_dataset(path, dataset_id, progress=show, **options)  # type: ignore[arg-type]

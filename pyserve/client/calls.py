@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import grpc
+from typing import Any, Literal
 
 from pyserve.client.backoff import Backoff
-from pyserve.client.pictures import Pictures, predict_requests
+from pyserve.client.calls_base import PAGE_SIZE, WORK_TIMEOUT_S, deadline_after, left_until
+from pyserve.client.model_calls import ModelCalls
 from pyserve.client.requests import dataset_options, enum_number, spec_message
-from pyserve.client.transport import Transport
 from pyserve.client.upload import Progress, send
 from pyserve.errors import CancelledError, DataLossError, UnavailableError
 from pyserve.v1 import (
@@ -22,23 +19,14 @@ from pyserve.v1 import (
     datasets_pb2,
     insight_pb2,
     jobs_pb2,
-    models_pb2,
-    predict_pb2,
 )
-
-# Calls that do real work before they answer (scan a folder, evaluate a model) may take this long by default.
-WORK_TIMEOUT_S = 3600.0
-PAGE_SIZE = 1000
-
-Request = TypeVar("Request")
-Response = TypeVar("Response")
 
 LossOrder = Literal["most_incorrect", "most_correct", "most_uncertain", "highest_loss"]
 Part = Literal["train", "valid"]
 BadImages = Literal["leave_out", "refuse"]
 
 
-class Calls:
+class Calls(ModelCalls):
     """The methods of `Client` and `AsyncClient`. A `timeout_s` is the limit of a whole call, retries included.
 
     Args:
@@ -47,17 +35,6 @@ class Calls:
         retry_s: how long calls are tried again while the server is unavailable.
         reconnect_s: how long a watch or an upload that broke off tries to go on.
     """
-
-    def __init__(self, transport: Transport, *, timeout_s: float, retry_s: float, reconnect_s: float) -> None:
-        self._transport = transport
-        self._stubs = transport.stubs
-        self._timeout_s = timeout_s
-        self._retry_s = retry_s
-        self._reconnect_s = reconnect_s
-
-    async def close(self) -> None:
-        """Close the connection."""
-        await self._transport.close()
 
     # Datasets
 
@@ -91,7 +68,7 @@ class Calls:
         header = datasets_pb2.UploadHeader(
             dataset_id=dataset_id, request_id=request_id or str(uuid.uuid4()), options=options
         )
-        deadline = _deadline(timeout_s)
+        deadline = deadline_after(timeout_s)
         backoff = Backoff(self._transport, self._retry_s, deadline)
         return await send(
             self._transport,
@@ -101,7 +78,7 @@ class Calls:
             reconnect_s=self._reconnect_s,
             resume=bool(request_id),
             progress=progress,
-            timeout_s=lambda: _left(deadline),
+            timeout_s=lambda: left_until(deadline),
         )
 
     async def register_dataset(
@@ -206,7 +183,7 @@ class Calls:
             from_seq: the first number wanted; 0 means from the beginning.
             cancel_on_disconnect: cancel the job when this stream ends before the job does; no reconnecting then.
         """
-        deadline = _deadline(timeout_s)
+        deadline = deadline_after(timeout_s)
         backoff = Backoff(self._transport, self._retry_s, deadline)
         following = max(from_seq, 1)
         while True:
@@ -214,7 +191,7 @@ class Calls:
                 name=name, from_seq=following, cancel_on_disconnect=cancel_on_disconnect
             )
             try:
-                stream = self._transport.stream(self._stubs.jobs.Watch, request, _left(deadline))
+                stream = self._transport.stream(self._stubs.jobs.Watch, request, left_until(deadline))
                 async with aclosing(stream) as events:
                     async for event in events:
                         if event.seq < following:
@@ -263,50 +240,9 @@ class Calls:
         return await self._call(self._stubs.jobs.Resume, request, timeout_s, repeatable=False)
 
     async def get_artifact(self, job: str, artifact: str, *, timeout_s: float | None = None) -> common_pb2.Figure:
-        """A file that the job made, such as ("jobs/{id}", "curves.png")."""
+        """A file that the job made, such as ("jobs/{id}", "training_curves.png")."""
         request = jobs_pb2.GetArtifactRequest(name=f"{job}/artifacts/{artifact}")
         return await self._call(self._stubs.jobs.GetArtifact, request, timeout_s)
-
-    # Prediction and models
-
-    async def predict(
-        self,
-        model: str,
-        images: Pictures,
-        *,
-        top_k: int | None = None,
-        tta: bool = False,
-        timeout_s: float | None = None,
-    ) -> predict_pb2.PredictResponse:
-        """Probabilities of the most likely classes for each picture, in the order of the pictures.
-
-        Many pictures go out in several calls, all answered by the same model version.
-
-        Args:
-            model: "models/{id}" (its newest version) or "models/{id}/versions/{n}".
-            images: a path or the bytes of an encoded picture, several of them, or an array [N, H, W, 3] of
-                pictures of the model's image size, uint8 (0…255) or float32 (0…1).
-            top_k: how many classes for each picture; the server's default is 5.
-            tta: test-time augmentation.
-        """
-        deadline = _deadline(timeout_s or WORK_TIMEOUT_S)
-        answer = predict_pb2.PredictResponse(model=model)
-        for request in predict_requests(model, images, top_k, tta):
-            request.model = answer.model
-            part = await self._call(self._stubs.predict.Predict, request, _left(deadline))
-            answer.model = part.model
-            answer.predictions.extend(part.predictions)
-        return answer
-
-    async def get_model(self, name: str, *, timeout_s: float | None = None) -> models_pb2.Model:
-        """One model version: "models/{id}" (its newest) or "models/{id}/versions/{n}"."""
-        return await self._call(self._stubs.models.Get, models_pb2.GetModelRequest(name=name), timeout_s)
-
-    async def list_models(self, *, timeout_s: float | None = None) -> list[models_pb2.Model]:
-        """All model versions, newest first."""
-        request = models_pb2.ListModelsRequest(page_size=PAGE_SIZE)
-        pages = self._pages(self._stubs.models.List, request, timeout_s)
-        return [model async for page in pages for model in page.models]
 
     # Insight
 
@@ -347,41 +283,3 @@ class Calls:
     async def kernels(self, *, timeout_s: float | None = None) -> insight_pb2.KernelsResponse:
         """Which kernel variants run on the server, how often each ran, and what fell back to ATen and why."""
         return await self._call(self._stubs.insight.Kernels, insight_pb2.KernelsRequest(), timeout_s)
-
-    async def _pages(
-        self, method: grpc.UnaryUnaryMultiCallable[Any, Any], request: Any, timeout_s: float | None
-    ) -> AsyncGenerator[Any, None]:
-        """All pages of a List call."""
-        while True:
-            page = await self._call(method, request, timeout_s)
-            yield page
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
-
-    async def _call(
-        self,
-        method: grpc.UnaryUnaryMultiCallable[Request, Response],
-        request: Request,
-        timeout_s: float | None,
-        *,
-        repeatable: bool = True,
-    ) -> Response:
-        """One call, tried again while the server is unavailable where a second try does no harm."""
-        deadline = _deadline(self._timeout_s if timeout_s is None else timeout_s)
-        backoff = Backoff(self._transport, self._retry_s, deadline)
-        while True:
-            try:
-                return await self._transport.unary(method, request, _left(deadline))
-            except UnavailableError as error:
-                if not repeatable:
-                    raise
-                await backoff.pause(error)
-
-
-def _deadline(timeout_s: float | None) -> float | None:
-    return None if timeout_s is None else time.monotonic() + timeout_s
-
-
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())

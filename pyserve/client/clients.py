@@ -138,8 +138,15 @@ class Client:
     get_artifact = _blocking(Calls.get_artifact)
 
     predict = _blocking(Calls.predict)
+    predict_stream = _iterating(Calls.predict_stream)
     get_model = _blocking(Calls.get_model)
     list_models = _blocking(Calls.list_models)
+    load_model = _blocking(Calls.load_model)
+    unload_model = _blocking(Calls.unload_model)
+    set_alias = _blocking(Calls.set_alias)
+    delete_model = _blocking(Calls.delete_model)
+    export_model = _blocking(Calls.export_model)
+    import_model = _blocking(Calls.import_model)
 
     top_losses = _blocking(Calls.top_losses)
     confusion_matrix = _blocking(Calls.confusion_matrix)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import grpc
@@ -69,6 +70,14 @@ class Transport(Protocol):
         timeout_s: float | None,
     ) -> AsyncGenerator[Response, None]:
         """One request, many responses; closing the generator ends the call."""
+
+    def exchange(
+        self,
+        method: grpc.StreamStreamMultiCallable[Request, Response],
+        requests: Iterator[Request],
+        timeout_s: float | None,
+    ) -> AsyncGenerator[Response, None]:
+        """Many requests, made as they are sent, many responses; closing the generator ends the call."""
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
@@ -138,7 +147,22 @@ class BlockingTransport:
         timeout_s: float | None,
     ) -> AsyncGenerator[Response, None]:
         """One request, many responses."""
-        call: Any = method(request, timeout=timeout_s)
+        async with aclosing(self._responses(method(request, timeout=timeout_s), timeout_s)) as responses:
+            async for response in responses:
+                yield response
+
+    async def exchange(
+        self,
+        method: grpc.StreamStreamMultiCallable[Request, Response],
+        requests: Iterator[Request],
+        timeout_s: float | None,
+    ) -> AsyncGenerator[Response, None]:
+        """Many requests, made in a thread of gRPC's as they are sent, many responses."""
+        async with aclosing(self._responses(method(requests, timeout=timeout_s), timeout_s)) as responses:
+            async for response in responses:
+                yield response
+
+    async def _responses(self, call: Any, timeout_s: float | None) -> AsyncGenerator[Any, None]:
         try:
             for response in call:
                 yield response
@@ -200,7 +224,23 @@ class AioTransport:
         timeout_s: float | None,
     ) -> AsyncGenerator[Response, None]:
         """One request, many responses."""
-        call: Any = method(request, timeout=timeout_s)
+        async with aclosing(self._responses(method(request, timeout=timeout_s), timeout_s)) as responses:
+            async for response in responses:
+                yield response
+
+    async def exchange(
+        self,
+        method: grpc.StreamStreamMultiCallable[Request, Response],
+        requests: Iterator[Request],
+        timeout_s: float | None,
+    ) -> AsyncGenerator[Response, None]:
+        """Many requests, read in a thread as they are sent, many responses."""
+        call: Any = method(_in_thread(requests), timeout=timeout_s)  # type: ignore[arg-type]
+        async with aclosing(self._responses(call, timeout_s)) as responses:
+            async for response in responses:
+                yield response
+
+    async def _responses(self, call: Any, timeout_s: float | None) -> AsyncGenerator[Any, None]:
         try:
             async for response in call:
                 yield response

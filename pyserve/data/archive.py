@@ -22,7 +22,7 @@ from pathlib import Path, PureWindowsPath
 from typing import IO, BinaryIO, cast
 
 from pyserve.data.names import is_ignored
-from pyserve.errors import DataError, ResourceExhaustedError
+from pyserve.errors import DataError
 
 _CHUNK_BYTES = 1 << 20
 _MAX_DEPTH = 32
@@ -49,8 +49,7 @@ def unpack(archive: Path, target: Path, limits: ArchiveLimits) -> None:
     which the caller removes (see `staging_folder`).
 
     Raises:
-        DataError: no archive, a damaged or encrypted one, or an entry that is refused: names it.
-        ResourceExhaustedError: a limit was reached: names it.
+        DataError: no archive, a damaged or encrypted one, an entry that is refused, or a limit exceeded: names it.
         OSError: the disk cannot take it.
     """
     writer = _Writer(target, limits, archive.stat().st_size)
@@ -81,7 +80,7 @@ class _Writer:
         """Count an entry, also one that is passed over."""
         self._entries += 1
         if self._entries > self._limits.max_entries:
-            raise _exhausted("entries", self._limits.max_entries, "max_archive_entries")
+            raise _too_much("entries", self._limits.max_entries, "max_archive_entries")
 
     def folder(self, name: str) -> None:
         """Make the folder of an entry."""
@@ -106,10 +105,10 @@ class _Writer:
     def _count_bytes(self, count: int) -> None:
         self._bytes += count
         if self._bytes > self._limits.max_bytes:
-            raise _exhausted("unpacked bytes", self._limits.max_bytes, "max_archive_bytes")
+            raise _too_much("unpacked bytes", self._limits.max_bytes, "max_archive_bytes")
         if self._bytes > self._max_unpacked:
             ratio = self._limits.max_compression_ratio
-            raise _exhausted("unpacked bytes per packed byte", ratio, "max_compression_ratio")
+            raise _too_much("unpacked bytes per packed byte", ratio, "max_compression_ratio")
 
     def _place(self, name: str) -> Path | None:
         """Where an entry goes; None where it is passed over."""
@@ -153,7 +152,7 @@ class _Directory(io.BufferedReader):
         )
         data = b"" if too_large else super().read(size)
         if too_large or (self._unread and data.count(_ZIP_ENTRY_SIGN) > self._max_entries):
-            raise _exhausted("entries", self._max_entries, "max_archive_entries")
+            raise _too_much("entries", self._max_entries, "max_archive_entries")
         return data
 
     def parsed(self) -> None:
@@ -203,6 +202,8 @@ def _unpack_tar(file: BinaryIO, writer: _Writer) -> None:
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
             writer.count_entry()
+            if member.size < 0:
+                raise DataError(f"the archive is damaged: the size of {_shown(member.name)} is negative")
             stream.due = member.size + _TAR_HEADER_BYTES  # up to the content of the next entry
             if member.isdir():
                 writer.folder(member.name)
@@ -244,9 +245,11 @@ def _not_plain(name: str) -> DataError:
     return DataError(f"archive entry {_shown(name)} is a link or a device, expected plain files and folders")
 
 
-def _exhausted(what: str, limit: float, setting: str) -> ResourceExhaustedError:
-    return ResourceExhaustedError(
-        f"the archive holds more than {limit:g} {what}, the server's {setting}", metadata={setting: f"{limit:g}"}
+def _too_much(what: str, limit: float, setting: str) -> DataError:
+    # not a limit that a later try could find relaxed: the archive is at fault
+    return DataError(
+        f"the archive holds too many {what}, expected at most {limit:.15g}, the server's {setting}",
+        metadata={setting: f"{limit:.15g}"},
     )
 
 

@@ -102,7 +102,7 @@ class ValidBatches:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The same batches in every epoch; their form is that of `TrainBatches.epoch`."""
-        indices = torch.split(torch.arange(len(self._part)), self._batch_size)[start_step:]
+        indices = torch.split(torch.arange(len(self._part)), self._batch_size)[start_step : len(self)]
         with closing(_read(self._part, indices, self._device)) as batches:
             for images, labels in batches:
                 yield _finished(evaluation_view(images, self._image_size), self._mean, self._std), labels

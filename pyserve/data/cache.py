@@ -75,7 +75,7 @@ def _make(path: Path, shape: Shape, fill: Callable[[Callable[[int, Pixels], None
     partial = path.with_suffix(".partial")  # of whoever holds the lock: what a dead one left is written over
     size_bytes = int(np.prod(shape[1:]))
     try:
-        with partial.open("wb") as file:
+        with partial.open("w+b") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             file.flush()
@@ -91,8 +91,7 @@ def _make(path: Path, shape: Shape, fill: Callable[[Callable[[int, Pixels], None
 
             fill(put)
             os.fsync(file.fileno())
-        array = _open(partial, shape)
-        assert array is not None  # noqa: S101  it was just written
+            array: Pixels = np.memmap(file, np.uint8, "c", begin, shape)
         with suppress(FileNotFoundError):  # forgotten meanwhile; what is mapped stays
             partial.rename(path)
             sync_folder(path.parent)

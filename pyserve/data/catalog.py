@@ -8,22 +8,22 @@ Nothing here loads torch. Several processes may read at once; a dataset never ch
 
 from __future__ import annotations
 
-import base64
-import binascii
 import errno
 import functools
-import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from pyserve import paging
 from pyserve.config import Settings
 from pyserve.data.archive import ArchiveLimits, unpack
+from pyserve.data.cache import forget
 from pyserve.data.folder import ScanOptions, scan
 from pyserve.data.manifest import Manifest
-from pyserve.data.staging import remove_folder, remove_leftovers, staging_folder, sync_file, sync_folder
+from pyserve.data.names import CACHE_FOLDER
+from pyserve.data.staging import remove_folder, remove_leftovers, staging_folder, sync_disk, sync_file, sync_folder
 from pyserve.errors import (
     AlreadyExistsError,
     DataLossError,
@@ -39,8 +39,6 @@ _FILE = "manifest.json"
 _IMAGES = "images"
 _NAME = re.compile(rf"datasets/(?P<id>{RESOURCE_ID})")
 _NAMED_IN_ERRORS = 10
-_DEFAULT_PAGE = 100
-_MAX_PAGE = 1000
 
 
 class Catalog:
@@ -53,6 +51,7 @@ class Catalog:
 
     def __init__(self, data_dir: Path, settings: Settings | None = None) -> None:
         self._root = data_dir.absolute() / "datasets"
+        self._cache_dir = data_dir.absolute() / CACHE_FOLDER
         self._settings = settings or Settings.model_construct()
         self._root.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self._root)
@@ -63,7 +62,7 @@ class Catalog:
         Raises:
             InvalidArgumentError: where `dataset_id` cannot be one.
             AlreadyExistsError: there is one of that name.
-            DataError, ResourceExhaustedError, OSError: see `unpack` and `scan`; nothing is left behind.
+            DataError, OSError: see `unpack` and `scan`; nothing is left behind.
         """
 
         def fill(folder: Path) -> Manifest:
@@ -75,7 +74,9 @@ class Catalog:
                 max_compression_ratio=self._settings.max_compression_ratio,
             )
             unpack(archive, images, limits)
-            return self._scan(dataset_id, images, options)
+            manifest = self._scan(dataset_id, images, options)
+            sync_disk(images)  # after the scan, which needs a while, so that little is left to write
+            return manifest
 
         return self._add(dataset_id, fill)
 
@@ -89,7 +90,7 @@ class Catalog:
             InvalidArgumentError: where `dataset_id` cannot be one.
             PermissionDeniedError: the folder is not below a root, whether it exists or not.
             NotFoundError: there is no such folder.
-            AlreadyExistsError, DataError, ResourceExhaustedError: as for `add_archive`.
+            AlreadyExistsError, DataError: as for `add_archive`.
         """
         folder = self._registrable(path)
         return self._add(dataset_id, lambda _: self._scan(dataset_id, folder, options))
@@ -124,27 +125,28 @@ class Catalog:
         Raises:
             InvalidArgumentError: a negative size, or a token that no page gave.
         """
-        if page_size < 0:
-            raise InvalidArgumentError.field("page_size", page_size, "≥ 0")
-        size = min(page_size or _DEFAULT_PAGE, _MAX_PAGE)
+        size = paging.page_size(page_size)
         places = sorted(self._places())
         if page_token:
-            after = _decode_token(page_token)
+            after = tuple(paging.decode_token(page_token, (int, str)))
             places = [place for place in places if place > after]
-        token = _encode_token(places[size - 1]) if len(places) > size else ""
+        token = paging.encode_token(places[size - 1]) if len(places) > size else ""
         return tuple(self._readable(dataset_id for _, dataset_id in places[:size])), token
 
     def delete(self, name: str) -> None:
-        """Remove a dataset and its uploaded pictures; those of a registered one stay.
+        """Remove a dataset, its uploaded pictures and what the cache holds of it; registered pictures stay.
 
         Raises:
             InvalidArgumentError, NotFoundError: as for `get`.
         """
         dataset_id = self._id(name)
+        digest = self._digest(dataset_id)
         try:
             remove_folder(self._root / dataset_id)
         except FileNotFoundError:
             raise NotFoundError(f"{name} does not exist; {self._existing()}") from None
+        if digest:
+            forget(self._cache_dir, digest)
 
     def _add(self, dataset_id: str, fill: Callable[[Path], Manifest]) -> Manifest:
         if not re.fullmatch(RESOURCE_ID, dataset_id):
@@ -213,6 +215,13 @@ class Catalog:
         status = path.stat()
         return _load(path, dataset_id, (status.st_ino, status.st_mtime_ns, status.st_size))
 
+    def _digest(self, dataset_id: str) -> str:
+        """The digest; "" where the manifest is damaged or missing."""
+        try:
+            return self._read(dataset_id).digest
+        except (FileNotFoundError, DataLossError):
+            return ""
+
     def _places(self) -> Iterator[tuple[int, str]]:
         """Age (negative, ns since the epoch) and id of each dataset: told by its file, so that none is parsed."""
         for dataset_id in self._ids():
@@ -240,15 +249,3 @@ def _taken(dataset_id: str) -> AlreadyExistsError:
     return AlreadyExistsError(
         f"{name} exists already: choose another dataset_id, or delete it first", metadata={"resource": name}
     )
-
-
-def _encode_token(place: tuple[int, str]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
-
-
-def _decode_token(token: str) -> tuple[int, str]:
-    try:
-        age, dataset_id = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
-        return int(age), str(dataset_id)
-    except (binascii.Error, ValueError, TypeError):
-        raise InvalidArgumentError.field("page_token", token[:100], "next_page_token of the page before") from None

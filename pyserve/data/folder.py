@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pyserve.data.images import read_image
+from pyserve.data.images import read_square
 from pyserve.data.layout import ClassFolder, class_folders, entries, unwrap
 from pyserve.data.manifest import BadImage, Item, Manifest, Part, digest_of
 from pyserve.data.names import is_picture
 from pyserve.data.parallel import map_in_order
 from pyserve.data.split import draw_valid
-from pyserve.errors import DataError, ResourceExhaustedError
+from pyserve.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +78,9 @@ def scan(
         threads: pictures read at once; 0 means one per core.
 
     Raises:
-        DataError: no pictures, one class only, a class without pictures or too small to split, parts with
-            different classes; bad pictures where `options` refuses them. Names no folder outside the dataset.
-        ResourceExhaustedError: more than `max_files` pictures.
+        DataError: no pictures or more than `max_files`, one class only, a class without pictures or too small to
+            split, parts with different classes; bad pictures where `options` refuses them. Names no folder outside
+            the dataset.
     """
     root = unwrap(folder)
     folders = class_folders(root)
@@ -114,8 +114,9 @@ def _find(root: Path, folders: Sequence[ClassFolder], max_files: int) -> Iterato
         for entry in _walk(root, folder.path):
             count += 1
             if count > max_files:
-                raise ResourceExhaustedError(
-                    f"the folder holds more than {max_files} pictures, the server's max_archive_entries",
+                raise DataError(
+                    f"the folder holds too many pictures, expected at most {max_files}, the server's "
+                    "max_archive_entries",
                     metadata={"max_archive_entries": str(max_files)},
                 )
             yield _Found(Path(entry.path), folder, entry.is_file(follow_symlinks=False))
@@ -143,7 +144,7 @@ def _check(found: _Found, root: Path, max_pixels: int) -> _Checked:
         shown = os.fsencode(path).decode(errors="replace")
         return _Checked(shown, found.folder, problem="has a name that is not in UTF-8")
     try:
-        read = read_image(found.path, max_pixels=max_pixels, short_side=1)  # all of it, at the least effort
+        read = read_square(found.path, 1, max_pixels=max_pixels)  # all of it, at the least effort
     except DataError as error:
         return _Checked(path, found.folder, problem=error.message)
     except OSError as error:
@@ -167,11 +168,13 @@ def _require_pictures(folders: Sequence[ClassFolder], good: Sequence[_Checked], 
 
 def _items(classes: Sequence[str], good: Sequence[_Checked], options: ScanOptions) -> tuple[Item, ...]:
     label = {name: index for index, name in enumerate(classes)}
+    to_split: dict[str, dict[str, str]] = {}
+    for c in good:
+        if c.folder.part is None:
+            to_split.setdefault(c.folder.name, {})[c.path] = c.sha256
     valid: set[str] = set()
-    for name in classes:
-        pictures = {c.path: c.sha256 for c in good if c.folder.name == name and c.folder.part is None}
-        if pictures:
-            valid |= draw_valid(pictures, fraction=options.valid_fraction, seed=options.seed, name=name)
+    for name, pictures in to_split.items():
+        valid |= draw_valid(pictures, fraction=options.valid_fraction, seed=options.seed, name=name)
 
     def part(picture: _Checked) -> Part:
         return picture.folder.part or ("valid" if picture.path in valid else "train")
@@ -180,14 +183,23 @@ def _items(classes: Sequence[str], good: Sequence[_Checked], options: ScanOption
 
 
 def _warn_of_copies(dataset_id: str, items: Sequence[Item]) -> None:
-    """Copies with two labels, or in both parts: allowed, but measurements suffer."""
-    labels: dict[str, Item] = {}
-    for item in items:
-        first = labels.setdefault(item.sha256, item)
-        if first.label != item.label:
-            log.warning("datasets/%s: %s and %s are the same picture", dataset_id, first.path, item.path)
-        elif first.part != item.part:
-            log.warning("datasets/%s: %s and %s: trained and measured", dataset_id, first.path, item.path)
+    """Copies of another class, or in both parts: allowed, for they may be meant, but the log tells of them."""
+    firsts: dict[str, Item] = {}
+    pairs = [(firsts.setdefault(item.sha256, item), item) for item in items]
+    for what, found in (
+        ("have a copy of another class", [pair for pair in pairs if pair[0].label != pair[1].label]),
+        ("have a copy in the other part", [pair for pair in pairs if pair[0].part != pair[1].part]),
+    ):
+        if found:
+            first, second = found[0]
+            log.warning(
+                "datasets/%s: %d pictures %s, such as %s and %s",
+                dataset_id,
+                len(found),
+                what,
+                first.path,
+                second.path,
+            )
 
 
 def _inside(root: Path, path: Path) -> str:

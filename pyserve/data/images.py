@@ -6,11 +6,12 @@ bounded for the whole process, whatever the number of threads.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -61,32 +62,20 @@ class _PixelBudget:
 _budget = _PixelBudget(_PIXELS_AT_ONCE)
 
 
-@dataclass(frozen=True)
-class ReadImage:
-    """A picture and the file that it came from."""
+Source = bytes | Path | BinaryIO
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
-    image: Image.Image
+
+@dataclass(frozen=True)
+class ReadSquare:
+    """A picture's square and what is to be known of its file."""
+
+    pixels: npt.NDArray[np.uint8]  # [3, side, side]
     sha256: str
     size_bytes: int
 
 
-def read_image(path: Path, *, max_pixels: int, short_side: int) -> ReadImage:
-    """Decode a file as `decode_image` does, and hash it.
-
-    Raises:
-        DataError, OSError: as `decode_image` does.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-        size_bytes = file.tell()
-        file.seek(0)
-        image = decode_image(file, max_pixels=max_pixels, short_side=short_side)
-    return ReadImage(image, digest.hexdigest(), size_bytes)
-
-
-def decode_image(source: bytes | Path | BinaryIO, *, max_pixels: int, short_side: int = 0) -> Image.Image:
+def decode_image(source: Source, *, max_pixels: int) -> Image.Image:
     """An encoded picture (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF) as an upright RGB image.
 
     Turned as its EXIF orientation says; the first frame of several; transparency on white; 16-bit grey as 8-bit.
@@ -94,61 +83,117 @@ def decode_image(source: bytes | Path | BinaryIO, *, max_pixels: int, short_side
     Args:
         source: the file's bytes, its path, or the open file.
         max_pixels: a larger picture is refused from its header, before it is decoded.
-        short_side: pixels the caller needs. A JPEG more than twice as large is decoded at 1/2, 1/4 or 1/8, at
-            twice this size or more, which is several times as fast; 0: at full size.
 
     Raises:
         DataError: says why the picture cannot be used, and holds no path.
         OSError: the file of a path cannot be opened.
     """
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            return _decode(file, max_pixels, short_side)
-    return _decode(io.BytesIO(source) if isinstance(source, bytes) else source, max_pixels, short_side)
+    with _loaded(source, max_pixels) as (image, _):
+        turn = _turn_of(image)
+        rgb = _to_rgb(image)
+        return rgb if turn is None else rgb.transpose(turn)
+
+
+def decode_square(source: Source, side: int, *, max_pixels: int) -> npt.NDArray[np.uint8]:
+    """An encoded picture as a network's square: `to_square` of `decode_image`, but for large JPEGs much faster.
+
+    A JPEG at least four times as large as needed is decoded at 1/2, 1/4 or 1/8, twice the needed size or more,
+    which cannot be told from the whole by eye (above 45 dB), and only the square is turned upright.
+
+    Args:
+        source, max_pixels: as for `decode_image`.
+        side: of the square, pixels.
+
+    Returns:
+        uint8 [3, side, side].
+
+    Raises:
+        DataError, OSError: as `decode_image` does.
+    """
+    with _loaded(source, max_pixels, 2 * side) as (image, box):
+        turn = _turn_of(image)
+        square = _square(_to_rgb(image), side, box)
+    return _channels_first(square if turn is None else square.transpose(turn))
+
+
+def read_square(path: Path, side: int, *, max_pixels: int) -> ReadSquare:
+    """`decode_square` of a file, and the file's hash."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+        size_bytes = file.tell()
+        file.seek(0)
+        pixels = decode_square(file, side, max_pixels=max_pixels)
+    return ReadSquare(pixels, digest.hexdigest(), size_bytes)
 
 
 def to_square(image: Image.Image, side: int) -> npt.NDArray[np.uint8]:
-    """The picture as a network's square, uint8 [3, side, side].
+    """An RGB image as a network's square, uint8 [3, side, side].
 
     The short side becomes `side` pixels, the long side loses both ends alike (bilinear with antialiasing, as the
     pretrained weights of torchvision were trained). A square of that side already is taken as it is.
     """
-    width, height = image.size
-    short = min(width, height)
-    left, top = (width - short) / 2, (height - short) / 2
-    box = (left, top, left + short, top + short)
-    square = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+    return _channels_first(_square(image, side, (0, 0, *image.size)))
 
 
-def _decode(file: BinaryIO, max_pixels: int, short_side: int) -> Image.Image:
-    try:
-        image = Image.open(file, formats=[name for name in _FORMATS if name in _known_formats()])
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        # Pillow's own limit, 179 million pixels, stands whatever max_pixels is
-        raise DataError(f"has too many pixels, expected at most {max_pixels}") from error
-    except UnidentifiedImageError as error:
-        raise DataError(f"is not a picture that can be read here ({', '.join(_FORMATS)})") from error
-    except Exception as error:
-        raise _undecodable(error) from error
-    width, height = image.size
-    if width * height > max_pixels:
-        raise DataError(f"has {width} × {height} pixels, expected at most {max_pixels}")
-    if short_side:
-        image.draft(None, (2 * short_side, 2 * short_side))
-    with _budget.take(image.width * image.height):
+def _square(image: Image.Image, side: int, box: Box) -> Image.Image:
+    """The central square of a box of the picture, whose edges may lie between pixels."""
+    left, top, right, bottom = box
+    short = min(right - left, bottom - top)
+    left, top = left + (right - left - short) / 2, top + (bottom - top - short) / 2
+    return image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))
+
+
+def _channels_first(image: Image.Image) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+@contextmanager
+def _loaded(source: Source, max_pixels: int, short_side: int = 0) -> Iterator[tuple[Image.Image, Box]]:
+    """A decoded picture and the box in it that is the picture; what is wrong with it is a DataError.
+
+    Args:
+        short_side: pixels that are needed of a JPEG, which is decoded at the smallest of 1, 1/2, 1/4 and 1/8 that
+            has them; 0: at full size.
+    """
+    with ExitStack() as stack:
+        if isinstance(source, Path):
+            source = stack.enter_context(source.open("rb"))
+        image = _open(io.BytesIO(source) if isinstance(source, bytes) else source, max_pixels)
+        width, height = image.size
+        if width * height > max_pixels:
+            raise DataError(f"has {width} × {height} pixels, expected at most {max_pixels}")
         try:
+            # a reduced JPEG ends in a part of a pixel, so the box is told beside it
+            reduced = image.draft(None, (short_side, short_side)) if short_side else None
+            stack.enter_context(_budget.take(image.width * image.height))
             image.load()
-            return _to_rgb(_upright(image))
+            yield image, reduced[1] if reduced else (0, 0, *image.size)
         except (DataError, MemoryError):
             raise
         except Exception as error:  # decoders meet hostile bytes with nearly every exception there is
             raise _undecodable(error) from error
 
 
-def _known_formats() -> dict[str, object]:
+def _open(file: BinaryIO, max_pixels: int) -> Image.Image:
+    try:
+        return Image.open(file, formats=_readable_formats())
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        # Pillow's own limit stands whatever ours is
+        most = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+        raise DataError(f"has too many pixels, expected at most {most}") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"is not a picture that can be read here ({', '.join(_readable_formats())})") from error
+    except Exception as error:
+        raise _undecodable(error) from error
+
+
+@functools.cache
+def _readable_formats() -> tuple[str, ...]:
+    """Those that this build of Pillow has: AVIF, for one, is young."""
     Image.init()
-    return dict(Image.OPEN)
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _undecodable(error: Exception) -> DataError:
@@ -156,14 +201,13 @@ def _undecodable(error: Exception) -> DataError:
     return DataError(f"cannot be decoded: {reason}")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says; asked after loading, since Pillow turns some formats (TIFF) as it loads them."""
+def _turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What makes a loaded picture upright; asked after loading, since Pillow turns some formats (TIFF) then."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF says nothing
-        return image
-    turn = _TURN.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+        return None
+    return _TURN.get(orientation) if isinstance(orientation, int) else None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -42,7 +42,7 @@ def unwrap(folder: Path) -> Path:
     """The folder itself, or the single one in it where that holds the class folders."""
     while True:
         inside = _subfolders(folder)
-        if len(inside) != 1 or _has_pictures(folder) or not _subfolders(inside[0]):
+        if len(inside) != 1 or inside[0].is_symlink() or _has_pictures(folder) or not _subfolders(inside[0]):
             return folder
         folder = inside[0]
 
@@ -54,9 +54,11 @@ def class_folders(root: Path) -> Sequence[ClassFolder]:
         DataError: pictures outside of any class, less than two classes, parts of different classes, a part without
             the other, names that are not distinct enough.
     """
+    if _has_pictures(root):
+        raise _stray("")
     parts: dict[Part, Path] = {}
     tests, others = [], []
-    for folder in _subfolders(root):
+    for folder in _plain(_subfolders(root), ""):
         part = part_of(folder.name) if _holds_classes(folder) else None
         if part is None:
             others.append(folder)
@@ -91,10 +93,10 @@ def _both(train: Path, valid: Path) -> Sequence[ClassFolder]:
 
 
 def _classes(root: Path, part: Part | None, prefix: str) -> Sequence[ClassFolder]:
-    folders = _subfolders(root)
+    folders = _plain(_subfolders(root), prefix)
     where = f"{prefix}: " if prefix else ""
     if _has_pictures(root):
-        raise DataError(f"{where}got pictures outside of class folders, expected all in one folder per class")
+        raise _stray(where)
     if not folders:
         raise DataError(f"{where}got no pictures, expected one folder of pictures per class")
     by_key: dict[str, str] = {}
@@ -112,6 +114,10 @@ def _classes(root: Path, part: Part | None, prefix: str) -> Sequence[ClassFolder
     )
 
 
+def _stray(where: str) -> DataError:
+    return DataError(f"{where}got pictures outside of class folders, expected all in one folder per class")
+
+
 def _class_name(folder: Path) -> str:
     """The folder's name as it is written everywhere: some systems keep letter and accent apart."""
     return unicodedata.normalize("NFC", folder.name)
@@ -122,11 +128,15 @@ def _holds_classes(folder: Path) -> bool:
 
 
 def _subfolders(folder: Path) -> Sequence[Path]:
-    inside = [entry for entry in entries(folder) if entry.is_dir()]
-    for entry in inside:
-        if entry.is_symlink():
-            raise DataError(f"{entry.name} is a link, expected a folder")
-    return [Path(entry.path) for entry in inside]
+    return [Path(entry.path) for entry in entries(folder) if entry.is_dir()]
+
+
+def _plain(folders: Sequence[Path], prefix: str) -> Sequence[Path]:
+    """The folders, if none is a link, which could lead anywhere."""
+    for folder in folders:
+        if folder.is_symlink():
+            raise DataError(f"{prefix}{folder.name} is a link, expected a folder")
+    return folders
 
 
 def _has_pictures(folder: Path) -> bool:

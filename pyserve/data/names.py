@@ -1,10 +1,11 @@
-"""What the names of files and folders mean: what is ignored, what is a picture, which folder is which part."""
+"""What names of files and folders mean: what is ignored, what is a picture, which folder is which part."""
 
 from __future__ import annotations
 
 from pathlib import PurePosixPath
 from typing import Literal
 
+CACHE_FOLDER = "cache"  # below the data folder: what can be made again
 # Also formats that cannot be decoded here (HEIC): such a picture is named as bad, not passed over in silence.
 PICTURE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),

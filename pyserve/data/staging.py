@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shutil
@@ -60,6 +61,22 @@ def sync_file(path: Path) -> None:
     """Bring a file's content to the disk, so that a rename cannot outlive it in a power cut."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def sync_disk(folder: Path) -> None:
+    """Bring all that was written to a folder's disk onto it: one wait instead of one for each of many files.
+
+    Raises:
+        OSError: the disk could not take it.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if libc.syncfs(handle):  # os.sync would wait for all disks, also for one whose server is gone
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+    finally:
+        os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:

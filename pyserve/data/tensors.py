@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from pyserve.data.cache import Pixels, array_path, cached
-from pyserve.data.images import read_image, to_square
+from pyserve.data.images import read_square
 from pyserve.data.manifest import Item, Manifest
 from pyserve.data.parallel import map_in_order
 from pyserve.errors import DataError, DataLossError
@@ -41,7 +41,7 @@ def load_part(
     threads: int = 0,
     progress: Progress | None = None,
 ) -> PartTensors:
-    """The pictures of a part, as squares of `presize` pixels (see `to_square`), in the manifest's order.
+    """The pictures of a part, as squares of `presize` pixels (see `decode_square`), in the manifest's order.
 
     The first call decodes and keeps them; later ones, of any process, map the same file. Processes that call at
     once wait for the first.
@@ -82,14 +82,14 @@ def load_part(
 
 def _decode(manifest: Manifest, item: Item, presize: int) -> Pixels:
     try:
-        read = read_image(Path(manifest.root, item.path), max_pixels=_CHECKED_BEFORE, short_side=presize)
+        read = read_square(Path(manifest.root, item.path), presize, max_pixels=_CHECKED_BEFORE)
     except DataError as error:
         raise DataLossError(f"{manifest.name}: {item.path} {error.message}") from error
     except OSError as error:
         raise DataLossError(f"{manifest.name}: {item.path} cannot be read: {error.strerror}") from error
     if item.sha256 and read.sha256 != item.sha256:
         raise DataLossError(f"{manifest.name}: {item.path} has changed since the dataset was made: make it again")
-    return to_square(read.image, presize)
+    return read.pixels
 
 
 def _silent(done: int, total: int) -> None:

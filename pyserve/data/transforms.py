@@ -72,8 +72,8 @@ def augment(name: str, images: torch.Tensor, image_size: int, generator: torch.G
 
 def normalize(view: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """(view − mean) / std of each RGB channel; float [N, 3, H, W]."""
-    normalized: torch.Tensor = _v2().normalize(view, list(mean), list(std))
-    return normalized
+    shift, scale = _channels(tuple(mean), tuple(std), view.device)
+    return (view - shift).div_(scale)
 
 
 def evaluation_view(batch: torch.Tensor, image_size: int) -> torch.Tensor:
@@ -125,7 +125,7 @@ def _none(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.
 @_augmentation("flip")
 def _flip(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
     """Half of the pictures mirrored."""
-    mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
+    mirrored = _moved(torch.rand(len(images), generator=generator) < 0.5, images.device)
     central = _central(images, size)
     return _to_float(torch.where(mirrored[:, None, None, None], _v2().horizontal_flip(central), central))
 
@@ -139,8 +139,8 @@ def _crop(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.
     position = torch.arange(size)
     columns = torch.where(mirrored[:, None], position.flip(0), position) + shift[:, :1]
     central = _central(images, size)
-    rows = _reflected(position + shift[:, 1:], size).to(images.device)
-    columns = _reflected(columns, size).to(images.device)
+    rows = _moved(_reflected(position + shift[:, 1:], size), images.device)
+    columns = _moved(_reflected(columns, size), images.device)
     shape = central.shape
     taken = central.gather(2, rows[:, None, :, None].expand(shape))
     return _to_float(taken.gather(3, columns[:, None, None, :].expand(shape)))
@@ -159,7 +159,7 @@ def _strong(images: torch.Tensor, size: int, generator: torch.Generator) -> torc
     angle = torch.empty(len(images)).uniform_(-_ROTATION_DEG, _ROTATION_DEG, generator=generator)
     factors = torch.empty(3, len(images), 1, 1, 1).uniform_(1 - _COLOUR, 1 + _COLOUR, generator=generator)
     view = _sampled(images, _rotated(matrices, torch.deg2rad(angle)), size)
-    return _coloured(view, factors.to(images.device))
+    return _coloured(view, _moved(factors, images.device))
 
 
 def _crop_matrices(count: int, generator: torch.Generator) -> torch.Tensor:
@@ -187,7 +187,8 @@ def _rotated(matrices: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
 
 def _sampled(images: torch.Tensor, matrices: torch.Tensor, size: int) -> torch.Tensor:
     """Bilinear, without antialiasing: a crop is shrunk by the margin at most."""
-    grid = functional.affine_grid(matrices.to(images.device), [len(images), 3, size, size], align_corners=False)
+    matrices = _moved(matrices, images.device)
+    grid = functional.affine_grid(matrices, [len(images), 3, size, size], align_corners=False)
     view = functional.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
     return view.div_(255)
 
@@ -216,6 +217,20 @@ def _to_float(images: torch.Tensor) -> torch.Tensor:
 def _reflected(position: torch.Tensor, size: int) -> torch.Tensor:
     """Positions beyond the first and the last pixel, mirrored at these."""
     return (size - 1) - ((size - 1) - position.abs()).abs()
+
+
+def _moved(drawn: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On the device without waiting for it: from pinned memory, for a copy from any other waits."""
+    return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
+
+
+@functools.lru_cache(maxsize=32)
+def _channels(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both as [3, 1, 1], kept on the device: torchvision's normalize would copy them, and wait, at every step."""
+    with torch.inference_mode(False):  # who asks first must not decide who may use them for gradients
+        return torch.tensor(mean, device=device).view(3, 1, 1), torch.tensor(std, device=device).view(3, 1, 1)
 
 
 def _registered(name: str) -> _Registered:

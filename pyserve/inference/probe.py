@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,10 +18,10 @@ from torch import nn
 from pyserve import models
 from pyserve.data.transforms import evaluation_view, normalize
 from pyserve.errors import FailedPreconditionError, InvalidArgumentError
+from pyserve.inference.bundle import load_plain
 from pyserve.kernels.layers import Conv2d
 
 if TYPE_CHECKING:
-    from pyserve.inference.bundle import Bundle
     from pyserve.inference.description import Preprocessing
 
 _NAMED_IN_ERRORS = 12
@@ -93,12 +94,14 @@ class Probe:
         self.layers = self._find_layers()
 
     @classmethod
-    def of(cls, bundle: Bundle) -> Probe:
-        """The plain network of a loaded model; the weights are shared, not copied."""
-        with torch.random.fork_rng(devices=[]):  # its random first weights are nobody's business
-            model = models.create_model(bundle.description.architecture, len(bundle.labels))
-        model.load_state_dict(bundle.model.state_dict(), assign=True)
-        return cls(model, bundle.preprocessing, bundle.device, bundle.description.temperature)
+    def load(cls, folder: Path, device: torch.device | str = "cpu", *, name: str = "") -> Probe:
+        """The network of a bundle.
+
+        Raises:
+            DataLossError, FailedPreconditionError: as `load_plain`.
+        """
+        model, description = load_plain(folder, name=name)
+        return cls(model, description.preprocessing, device, description.temperature)
 
     @property
     def head_module(self) -> nn.Linear:

@@ -37,6 +37,7 @@ class WorkerOrder(BaseModel):
     data_dir: Path  # absolute
     store_path: Path  # absolute
     threads: int  # 0: all cores
+    nice: int = 0  # how far to stand back for others on the CPU, 0 to 19
     checkpoint_interval_s: float
     weights_roots: tuple[Path, ...] = ()
 

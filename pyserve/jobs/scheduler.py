@@ -270,6 +270,7 @@ class Scheduler:
             data_dir=self._data_dir,
             store_path=self._store.path.resolve(),
             threads=settings.job_threads,
+            nice=settings.job_nice,
             checkpoint_interval_s=settings.checkpoint_interval_s,
             weights_roots=tuple(path.resolve() for path in settings.weights_roots),
         )

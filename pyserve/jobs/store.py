@@ -8,17 +8,15 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import sqlite3
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from pyserve import paging
 from pyserve.errors import (
     AbortedError,
     FailedPreconditionError,
@@ -49,7 +47,6 @@ _ALLOWED = {
     JobState.INTERRUPTED: {JobState.QUEUED, JobState.CANCELLED},
 }
 _ARTIFACTS = TypeAdapter(tuple[Artifact, ...])
-_DEFAULT_PAGE, _MAX_PAGE = 100, 1000
 _NAMED_IN_ERRORS = 10
 _QUEUE_RETRY_S = 10.0
 
@@ -131,9 +128,7 @@ class JobStore:
         Raises:
             InvalidArgumentError: a negative size, or a token that no page with these states gave.
         """
-        if page_size < 0:
-            raise InvalidArgumentError.field("page_size", page_size, "≥ 0")
-        size = min(page_size or _DEFAULT_PAGE, _MAX_PAGE)
+        size = paging.page_size(page_size)
         wanted = json.dumps(sorted({state.value for state in states} or {state.value for state in JobState}))
         below = _decode_token(page_token, wanted) if page_token else 2**63 - 1
         query = (
@@ -142,15 +137,22 @@ class JobStore:
         )
         with self._database.read() as db:
             rows = db.execute(query, (below, wanted, size + 1)).fetchall()
-        token = _encode_token(rows[size - 1]["number"], wanted) if len(rows) > size else ""
+        token = paging.encode_token([rows[size - 1]["number"], wanted]) if len(rows) > size else ""
         return [_record(row) for row in rows[:size]], token
 
-    def users_of(self, dataset: str) -> Sequence[str]:
-        """Names of the jobs that have not ended for good and read a dataset, newest first."""
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs are in each state."""
+        with self._database.read() as db:
+            rows = db.execute("SELECT state, COUNT(*) AS count FROM jobs GROUP BY state").fetchall()
+        found = {JobState(row["state"]): int(row["count"]) for row in rows}
+        return {state: found.get(state, 0) for state in JobState}
+
+    def users_of(self, resources: Sequence[str]) -> Sequence[str]:
+        """Names of the jobs that have not ended for good and read one of these resources, newest first."""
         names, token = [], ""
         while True:
-            page, token = self.list(_MAX_PAGE, token, [state for state in JobState if state not in TERMINAL])
-            names += [record.name for record in page if record.training.dataset == dataset]
+            page, token = self.list(paging.MOST, token, [state for state in JobState if state not in TERMINAL])
+            names += [r.name for r in page if {r.training.dataset, r.training.weights} & set(resources)]
             if not token:
                 return names
 
@@ -344,15 +346,8 @@ def _json(model: Payload | Progress | Result | JobError) -> str:
     return model.model_dump_json()
 
 
-def _encode_token(number: int, states: str) -> str:
-    return base64.urlsafe_b64encode(json.dumps([number, states]).encode()).decode()
-
-
 def _decode_token(token: str, states: str) -> int:
-    with suppress(binascii.Error, ValueError, TypeError):
-        number, of_states = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
-        if of_states == states:
-            return int(number)
-    raise InvalidArgumentError.field(
-        "page_token", token[:100], "next_page_token of the page before, asked for with the same states"
-    )
+    number, of_states = paging.decode_token(token, (int, str))
+    if of_states != states:
+        raise paging.bad_token(token)
+    return int(number)

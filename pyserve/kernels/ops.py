@@ -389,7 +389,7 @@ def _call(op: Any, *args: Any) -> Tensor:
         return op(*args)  # type: ignore[no-any-return]
     try:
         y: Tensor = op(*args)
-    except RuntimeError as error:
+    except (RuntimeError, C.InvalidArgument) as error:  # the latter from torch 2.14 on
         if str(error).startswith(("conv2d: ", "bias_relu: ")):
             raise InvalidArgumentError(str(error)) from None
         raise

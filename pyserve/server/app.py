@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import os
@@ -19,28 +20,40 @@ from grpc_reflection.v1alpha import reflection
 from pyserve.config import Settings
 from pyserve.data.catalog import Catalog
 from pyserve.errors import InvalidArgumentError, UnavailableError
+from pyserve.inference.backlog import Policy
+from pyserve.inference.batcher import Batcher
+from pyserve.inference.loaded_models import LoadedModels
 from pyserve.inference.model_store import ModelStore
-from pyserve.inference.predictor import PredictorCache
 from pyserve.jobs.paths import CACHE_FOLDER, STORE_FILE
 from pyserve.jobs.runner import LocalRunner
 from pyserve.jobs.scheduler import Scheduler
 from pyserve.jobs.store import JobStore
+from pyserve.open_inference import grpc_service_pb2_grpc
 from pyserve.server.health import Health
 from pyserve.server.interceptors import CallInterceptor
 from pyserve.server.ledger import RequestLedger
+from pyserve.server.metrics import Metrics
 from pyserve.server.pools import Pools
+from pyserve.server.prediction import Prediction
+from pyserve.server.reflection import descriptor_pool
 from pyserve.server.services.datasets import DatasetsService
 from pyserve.server.services.insight import InsightService
 from pyserve.server.services.jobs import JobsService
 from pyserve.server.services.models import ModelsService
+from pyserve.server.services.open_inference import SERVICE as OPEN_INFERENCE
+from pyserve.server.services.open_inference import OpenInferenceService
 from pyserve.server.services.predict import PredictService
+from pyserve.server.status import StatusTeller
 from pyserve.server.uploads import Uploads
 from pyserve.v1 import datasets_pb2_grpc, insight_pb2_grpc, jobs_pb2_grpc, models_pb2_grpc, predict_pb2_grpc
 
 log = logging.getLogger(__name__)
 
-SERVICES = tuple(f"pyserve.v1.{name}" for name in ("Datasets", "Jobs", "Predict", "Models", "Insight"))
-PREDICT_CONCURRENCY = 2
+SERVICES = (
+    *(f"pyserve.v1.{name}" for name in ("Datasets", "Jobs", "Predict", "Models", "Insight")),
+    OPEN_INFERENCE,
+)
+_CPU_BATCH, _GPU_BATCH = 8, 32
 _CLEAN_INTERVAL_S = 600.0
 
 
@@ -51,20 +64,28 @@ class Server:
         settings: all of them; `data_dir` is made if missing.
 
     Raises:
-        InvalidArgumentError: `host` is beyond loopback, and `insecure` is not set.
+        InvalidArgumentError: an address is beyond loopback, and `insecure` is not set.
+
+    Attributes:
+        metrics_port: on which Prometheus is answered, once started; None for none.
     """
+
+    metrics_port: int | None = None
 
     def __init__(self, settings: Settings) -> None:
         check_host(settings)
         self._settings = settings
         self._data_dir = data_dir = settings.data_dir.resolve()
         data_dir.mkdir(parents=True, exist_ok=True)
-        self._pools = Pools(predict_concurrency=PREDICT_CONCURRENCY, max_waiting=settings.max_waiting_calls)
+        self._pools = Pools(max_waiting=settings.max_waiting_calls)
         self._store = JobStore(data_dir / STORE_FILE)
         self._scheduler = Scheduler(self._store, LocalRunner(), settings)
         self._ledger = RequestLedger(data_dir / "uploads", settings.upload_ttl_s)
         self._uploads = Uploads(self._ledger, settings.max_archive_bytes)
-        self._interceptor = CallInterceptor([data_dir])
+        self._statuses = StatusTeller([data_dir])
+        self._metrics = Metrics()
+        self._interceptor = CallInterceptor(self._statuses, self._metrics.call_ended)
+        self._batcher: Batcher | None = None
         self._health = Health(SERVICES)
         self._cleaner: asyncio.Task[None] | None = None
         self._grpc: grpc.aio.Server | None = None
@@ -79,7 +100,7 @@ class Server:
             FailedPreconditionError: another server uses the data folder.
             UnavailableError: the address cannot be listened on.
         """
-        torch.set_num_threads(self._settings.predict_threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(_predict_threads(self._settings))
         await self._scheduler.start()
         self._uploads.remove_leftovers()
         server = grpc.aio.server(interceptors=[self._interceptor], options=_channel_options(self._settings))
@@ -92,9 +113,12 @@ class Server:
             raise UnavailableError(
                 f"cannot listen on {host}:{self._settings.port}: is another server there?"
             ) from error
+        await self._start_metrics()
         await server.start()
         self._grpc = server
         self._cleaner = asyncio.create_task(self._clean_uploads())
+        gc.collect()
+        gc.freeze()  # what is there now stays: collections need not look at it again and again
         await self._health.set_serving(True)
         return port
 
@@ -105,6 +129,9 @@ class Server:
         if self._cleaner is not None:
             self._cleaner.cancel()
         await asyncio.gather(self._drain_calls(grace_s), self._scheduler.drain(grace_s))
+        if self._batcher is not None:
+            await asyncio.to_thread(self._batcher.close)
+        await asyncio.to_thread(self._metrics.stop)
         self._pools.close()
         self._store.close()
 
@@ -112,7 +139,10 @@ class Server:
         settings, pools = self._settings, self._pools
         catalog = Catalog(self._data_dir, settings)
         model_store = ModelStore(self._data_dir)
-        predictors = PredictorCache(model_store, settings)
+        models = LoadedModels(model_store, settings)
+        self._batcher = _batcher(settings, models)
+        self._metrics.add(models, self._batcher, self._store)
+        prediction = Prediction(models, self._batcher, pools, settings)
         datasets_pb2_grpc.add_DatasetsServicer_to_server(
             DatasetsService(catalog, self._uploads, self._ledger, pools, self._store.users_of), server
         )
@@ -128,11 +158,17 @@ class Server:
             ),
             server,
         )
-        predict_pb2_grpc.add_PredictServicer_to_server(PredictService(predictors, pools, settings), server)
-        models_pb2_grpc.add_ModelsServicer_to_server(ModelsService(model_store, pools), server)
+        predict_pb2_grpc.add_PredictServicer_to_server(PredictService(prediction, pools, self._statuses), server)
+        models_pb2_grpc.add_ModelsServicer_to_server(
+            ModelsService(model_store, models, self._uploads, pools, self._store.users_of), server
+        )
+        grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+            OpenInferenceService(prediction, model_store, pools, self._statuses, lambda: self._health.is_serving),
+            server,
+        )
         insight_pb2_grpc.add_InsightServicer_to_server(
             InsightService(
-                predictors,
+                models,
                 model_store,
                 catalog,
                 self._data_dir / CACHE_FOLDER,
@@ -144,7 +180,18 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if settings.reflection:
             names = (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, server)
+            reflection.enable_server_reflection(names, server, pool=descriptor_pool(names))
+
+    async def _start_metrics(self) -> None:
+        host, port = self._settings.metrics_host, self._settings.metrics_port
+        if port is None:
+            return
+        try:
+            self.metrics_port = self._metrics.start(host, port)
+        except UnavailableError:
+            await self.stop(0)
+            raise
+        log.info("metrics on http://%s:%d/metrics", host, self.metrics_port)
 
     async def _drain_calls(self, grace_s: float) -> None:
         """Refuse new calls, wait until the running ones have ended or the time is over, and cancel the rest."""
@@ -164,7 +211,7 @@ class Server:
 
 
 def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) -> None:
-    """Run a server until SIGTERM or SIGINT, then drain it; a second signal ends the drain.
+    """Run a server until SIGTERM or SIGINT (Ctrl-C), then drain it; a second Ctrl-C ends the drain.
 
     Args:
         on_ready: called with the address, "host:port", once calls are answered.
@@ -184,18 +231,19 @@ async def _serve(settings: Settings, on_ready: Callable[[str], None] | None) -> 
     server = Server(settings)
     stop, hurry = asyncio.Event(), asyncio.Event()
 
-    def ask_to_stop() -> None:
+    def interrupt() -> None:
         (hurry if stop.is_set() else stop).set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, ask_to_stop)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, interrupt)
     port = await server.start()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     log.info("listens on %s:%d, data in %s", host, port, settings.data_dir.resolve())
     if on_ready is not None:
         on_ready(f"{host}:{port}")
     await stop.wait()
-    log.info("drains for at most %g s; a second signal ends at once", settings.drain_s)
+    log.info("drains for at most %g s; Ctrl-C ends at once", settings.drain_s)
     draining = asyncio.create_task(server.stop(settings.drain_s))
     hurrying = asyncio.create_task(hurry.wait())
     await asyncio.wait((draining, hurrying), return_when=asyncio.FIRST_COMPLETED)
@@ -203,24 +251,55 @@ async def _serve(settings: Settings, on_ready: Callable[[str], None] | None) -> 
         hurrying.cancel()
         await draining
         return
-    log.warning("a second signal: ends without waiting; running jobs are INTERRUPTED at their last checkpoint")
+    log.warning(
+        "Ctrl-C while draining: ends without waiting; running jobs are INTERRUPTED at their last checkpoint"
+    )
     os._exit(1)  # workers end with this process
+
+
+def _predict_threads(settings: Settings) -> int:
+    return settings.predict_threads or len(os.sched_getaffinity(0))
+
+
+def _batcher(settings: Settings, models: LoadedModels) -> Batcher:
+    """One for the device that models run on: as many lanes as cores on a CPU, one on a GPU."""
+    on_cpu, threads = models.device.type == "cpu", _predict_threads(settings)
+    policy = Policy(
+        max_batch_size=settings.max_batch_size or (_CPU_BATCH if on_cpu else _GPU_BATCH),
+        preferred_sizes=tuple(settings.preferred_batch_sizes),
+        max_delay_s=settings.max_queue_delay_s,
+        lanes=threads if on_cpu else 1,
+    )
+    return Batcher(
+        policy,
+        threads=threads,
+        max_requests=settings.max_waiting_calls,
+        max_bytes=settings.max_queued_bytes,
+        on_cpu=on_cpu,
+    )
 
 
 def check_host(settings: Settings) -> None:
     """Refuse to listen where others can reach a server that asks nobody who they are.
 
     Raises:
-        InvalidArgumentError: `host` is beyond loopback, and `insecure` is not set.
+        InvalidArgumentError: `host` or `metrics_host` is beyond loopback, and `insecure` is not set.
     """
-    if settings.insecure or settings.host == "localhost":
+    if settings.insecure:
         return
+    for name, host in (("host", settings.host), ("metrics_host", settings.metrics_host)):
+        if not _is_loopback(host):
+            raise InvalidArgumentError.field(
+                name, host, "a loopback address: this version has no credentials; --insecure allows any"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
     with suppress(ValueError):
-        if ipaddress.ip_address(settings.host.strip("[]")).is_loopback:
-            return
-    raise InvalidArgumentError.field(
-        "host", settings.host, "a loopback address: this version has no credentials; --insecure allows any"
-    )
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    return False
 
 
 def _channel_options(settings: Settings) -> list[tuple[str, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,7 +15,7 @@ from google.rpc import status_pb2
 from pyserve.data.folder import ScanOptions
 from pyserve.data.manifest import Manifest
 from pyserve.errors import InvalidArgumentError
-from pyserve.inference.model_store import ModelInfo
+from pyserve.inference.model_info import ModelInfo
 from pyserve.insight.figures import FigureFile
 from pyserve.jobs.events import Artifact, Event, JobState, Payload, StateChange
 from pyserve.jobs.records import JobRecord, Result, TrainResult
@@ -200,7 +201,7 @@ def _set_result(message: jobs_pb2.Job, result: Result) -> None:
 # Models and figures
 
 
-def model(info: ModelInfo) -> models_pb2.Model:
+def model(info: ModelInfo, *, loaded: bool) -> models_pb2.Model:
     """A model version as its clients see it."""
     return models_pb2.Model(
         name=info.name,
@@ -212,9 +213,18 @@ def model(info: ModelInfo) -> models_pb2.Model:
         size_bytes=info.size_bytes,
         create_time=timestamp(info.create_time),
         provenance=info.provenance,
+        aliases=info.aliases,
+        loaded=loaded,
     )
 
 
-def figures(files: Iterable[FigureFile]) -> list[common_pb2.Figure]:
-    """Figures as they travel."""
-    return [common_pb2.Figure(name=file.name, media_type=file.media_type, data=file.data) for file in files]
+def figures(files: Iterable[FigureFile], *, stem: str = "") -> list[common_pb2.Figure]:
+    """Figures as they travel; `stem` replaces their names up to the ending."""
+    return [
+        common_pb2.Figure(
+            name=f"{stem}{Path(file.name).suffix}" if stem else file.name,
+            media_type=file.media_type,
+            data=file.data,
+        )
+        for file in files
+    ]

@@ -6,16 +6,15 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
 from grpc_status import rpc_status
 
-from pyserve.errors import PyserveError, status_name
-from pyserve.server.status import error_status
+from pyserve.errors import status_name
+from pyserve.server.status import StatusTeller
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +25,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
     """Wraps handlers of all four arities.
 
     Args:
-        private_paths: folders of the server that no error sentence may show.
+        statuses: says what clients are told of errors.
+        on_end: called with method, status and seconds of each call.
     """
 
-    def __init__(self, private_paths: Sequence[Path] = ()) -> None:
-        self._private_paths = tuple(private_paths)
+    def __init__(self, statuses: StatusTeller, on_end: Callable[[str, str, float], None]) -> None:
+        self._statuses = statuses
+        self._on_end = on_end
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -97,22 +98,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             self._running -= 1
             if not self._running:
                 self._idle.set()
+            elapsed_s = time.monotonic() - begin
+            self._on_end(method, outcome, elapsed_s)
             level = logging.DEBUG if outcome == "OK" else logging.INFO
-            elapsed_ms = (time.monotonic() - begin) * 1e3
-            log.log(level, "call method=%s code=%s ms=%.1f request_id=%s", method, outcome, elapsed_ms, request_id)
+            log.log(
+                level, "call method=%s code=%s ms=%.1f request_id=%s", method, outcome, elapsed_s * 1e3, request_id
+            )
 
     async def _abort(self, error: Exception, method: str, request_id: str, context: Any) -> None:
         """Answer the call with the error; raises gRPC's AbortError."""
-        known = isinstance(error, PyserveError)
-        log.log(
-            logging.INFO if known else logging.ERROR,
-            "error method=%s request_id=%s: %s",
-            method,
-            request_id,
-            error,
-            exc_info=None if known else error,
-        )
-        status = rpc_status.to_status(error_status(error, request_id, self._private_paths))
+        status = rpc_status.to_status(self._statuses.tell(error, method, request_id))
         metadata = (*status.trailing_metadata, (REQUEST_ID_KEY, request_id))
         await context.abort(status.code, status.details, metadata)
 

@@ -64,12 +64,11 @@ class Pool:
 class Pools:
     """The server's pools, apart by how long their work lasts, so that slow work never delays quick work."""
 
-    def __init__(self, *, predict_concurrency: int, max_waiting: int) -> None:
+    def __init__(self, *, max_waiting: int) -> None:
         self.quick = Pool("requests", 8, max_waiting)
         self.slow = Pool("datasets and insight", 4, max_waiting)
-        self.predict = Pool("prediction", predict_concurrency, max_waiting)
 
     def close(self) -> None:
         """Close all of them."""
-        for pool in (self.quick, self.slow, self.predict):
+        for pool in (self.quick, self.slow):
             pool.close()

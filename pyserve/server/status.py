@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +14,38 @@ from google.rpc import error_details_pb2, status_pb2
 
 from pyserve.errors import FieldViolation, InternalError, PyserveError, status_name
 
+log = logging.getLogger(__name__)
+
 DOMAIN = "pyserve"
 # A status travels in HTTP/2 trailers, twice (as text, percent-encoded to at most three times its size, and in
 # the details as base64); peers refuse trailers above 8 KiB and would show that instead of the error.
 MAX_MESSAGE_BYTES = 1000
 MAX_VIOLATIONS = 8
 MAX_VALUE_BYTES = 200
+
+
+class StatusTeller:
+    """Tells clients of errors, and the log what they are not told.
+
+    Args:
+        private_paths: folders of the server that no error sentence may show.
+    """
+
+    def __init__(self, private_paths: Sequence[Path] = ()) -> None:
+        self._private_paths = tuple(private_paths)
+
+    def tell(self, error: BaseException, method: str, request_id: str) -> status_pb2.Status:
+        """What the client is told; the log gets the rest under the request's id."""
+        known = isinstance(error, PyserveError)
+        log.log(
+            logging.INFO if known else logging.ERROR,
+            "error method=%s request_id=%s: %s",
+            method,
+            request_id,
+            error,
+            exc_info=None if known else error,
+        )
+        return error_status(error, request_id, self._private_paths)
 
 
 def reason(error: PyserveError) -> str:

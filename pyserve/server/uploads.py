@@ -35,15 +35,17 @@ UPLOAD = "Upload"
 class UploadPlan:
     """What is about to be sent: the header of an upload.
 
-    `request_id` "" means that nothing is kept when the upload breaks.
+    `resource_id` is the name part of what is made of it, in the call `call`. `request_id` "" means that nothing is
+    kept when the upload breaks.
     """
 
-    dataset_id: str
+    resource_id: str
     size_bytes: int
     sha256: str
     request_id: str
-    offset_bytes: int
+    offset_bytes: int = 0
     options: dict[str, Any] = field(default_factory=dict)
+    call: str = UPLOAD
 
     def request(self) -> dict[str, Any]:
         """The facts that a retry must repeat."""
@@ -136,10 +138,10 @@ class Upload:
         """Make ready for the bytes from the plan's offset on.
 
         Args:
-            ensure_free: raises AlreadyExistsError where the dataset id is taken.
+            ensure_free: raises AlreadyExistsError where the resource id is taken.
 
         Returns:
-            "" to go on, or the name of the dataset that an earlier call with this request id made.
+            "" to go on, or the name of what an earlier call with this request id made.
 
         Raises:
             FailedPreconditionError: where the offset is neither 0 nor what has arrived.
@@ -147,12 +149,12 @@ class Upload:
         """
         with self._lock, self._refusing():
             if self._plan.request_id:
-                entry = Entry(UPLOAD, self._plan.request())
+                entry = Entry(self._plan.call, self._plan.request())
                 self._result = self._ledger.open(self._key, entry, "header.request_id").result
             self._opened = True
             if self._result:
                 return self._result
-            ensure_free(self._plan.dataset_id)
+            ensure_free(self._plan.resource_id)
             self._seek()
             self._check_disk()
             return ""
@@ -172,10 +174,10 @@ class Upload:
             self._received = total
 
     def finish(self, make: Callable[[Path], str]) -> str:
-        """Check the archive and make the dataset of it.
+        """Check the archive and make of it what it is for.
 
         Args:
-            make: given the archive's path, makes the dataset and tells its name.
+            make: given the archive's path, makes the resource and tells its name.
 
         Raises:
             InvalidArgumentError: where bytes are missing; what has arrived stays resumable.

@@ -749,7 +749,7 @@ class Artifact(_message.Message):
     MEDIA_TYPE_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """File name, such as "curves.png"."""
+    """File name, such as "training_curves.png"."""
     media_type: _builtins.str
     """Media type, such as "image/png"."""
     size_bytes: _builtins.int

@@ -64,7 +64,8 @@ def details() -> tuple[Any, ...]:
 class FakeServer(datasets_pb2_grpc.DatasetsServicer, predict_pb2_grpc.PredictServicer):
     """Remembers its requests; the next calls fail as `failures` says.
 
-    `watch_breaks`: after how many events the next streams break; `upload_breaks`: after how many bytes uploads do.
+    `export_cut`: how many bytes of an export are missing. `watch_breaks`: after how many events the next streams
+    break; `upload_breaks`: after how many bytes uploads do.
     """
 
     def __init__(self) -> None:
@@ -80,6 +81,7 @@ class FakeServer(datasets_pb2_grpc.DatasetsServicer, predict_pb2_grpc.PredictSer
         self.version = 1
         self.end = jobs_pb2.Job(name="jobs/x", state=jobs_pb2.SUCCEEDED)
         self.endless = False
+        self.export_cut = 0
         self._server: grpc.Server | None = None
         self.port = 0
 
@@ -215,6 +217,46 @@ class ModelsOf(models_pb2_grpc.ModelsServicer):
     def Get(self, request: Any, context: Any) -> Any:
         self._fake.note(request, context)
         return models_pb2.Model(name=f"{request.name}/versions/1")
+
+    def Load(self, request: Any, context: Any) -> Any:
+        self._fake.note(request, context)
+        memory = models_pb2.MemoryChange(before_bytes=2**20, after_bytes=3 * 2**20)
+        model = models_pb2.Model(name=f"{request.name}/versions/1", loaded=True)
+        return models_pb2.LoadModelResponse(model=model, memory=memory, model_bytes=2 * 2**20)
+
+    def Unload(self, request: Any, context: Any) -> Any:
+        self._fake.note(request, context)
+        memory = models_pb2.MemoryChange(before_bytes=3 * 2**20, after_bytes=2**20)
+        return models_pb2.UnloadModelResponse(
+            model=models_pb2.Model(name=f"{request.name}/versions/1"), memory=memory
+        )
+
+    def SetAlias(self, request: Any, context: Any) -> Any:
+        self._fake.note(request, context)
+        return models_pb2.Model(name=request.version or "models/m/versions/1")
+
+    def Delete(self, request: Any, context: Any) -> Any:
+        self._fake.note(request, context)
+        return Empty()
+
+    def Export(self, request: Any, context: Any) -> Iterator[Any]:
+        self._fake.note(request, context)
+        archive = bytes(range(256)) * 100
+        header = models_pb2.ExportHeader(
+            model=models_pb2.Model(name=f"{request.name}/versions/1"),
+            size_bytes=len(archive),
+            sha256=hashlib.sha256(archive).hexdigest(),
+        )
+        yield models_pb2.ExportModelResponse(header=header)
+        for begin in range(0, len(archive) - self._fake.export_cut, 1000):
+            yield models_pb2.ExportModelResponse(chunk=archive[begin : begin + 1000])
+
+    def Import(self, request_iterator: Any, context: Any) -> Any:
+        header = next(request_iterator).header
+        self._fake.note(header, context)
+        archive = b"".join(message.chunk for message in request_iterator)
+        assert hashlib.sha256(archive).hexdigest() == header.sha256
+        return models_pb2.Model(name=f"models/{header.model_id}/versions/1", size_bytes=len(archive))
 
 
 class Driven:

@@ -142,6 +142,7 @@ def train_request(dataset: str = "datasets/colours", **fields: Any) -> jobs_pb2.
         "learning_rate": 0.01,
         "augment": "flip",
         "device": "cpu",
+        "model_id": "some",  # "colours" is that of the fixture `trained`
     }
     request_id = fields.pop("request_id", "")
     train = jobs_pb2.TrainSpec(dataset=dataset, **(spec | fields))
@@ -173,7 +174,7 @@ class ServerProcess:
 
     def __init__(self, data_dir: Path, **settings: object) -> None:
         self.data_dir = data_dir
-        self._settings = {"job_threads": 1, "predict_threads": 1, "max_running_jobs": 2} | settings
+        self._settings = {"job_threads": 1, "predict_threads": 1, "job_nice": 0, "max_running_jobs": 2} | settings
         self._log = data_dir.parent / f"{data_dir.name}-{uuid.uuid4().hex[:8]}.log"
         self.start()
 
@@ -196,7 +197,10 @@ class ServerProcess:
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line.startswith("READY "), self.log()
+        if not line.startswith("READY "):
+            self.process.kill()
+            self.process.communicate()
+            raise AssertionError(self.log())
         self.stubs = Stubs(line.split()[1])
 
     def log(self) -> str:

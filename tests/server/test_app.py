@@ -22,6 +22,8 @@ def test_listening_elsewhere_is_refused_unless_insecure(host: str) -> None:
     with pytest.raises(InvalidArgumentError, match=r"host: got .*, expected a loopback address"):
         check_host(Settings(host=host))
     check_host(Settings(host=host, insecure=True))
+    with pytest.raises(InvalidArgumentError, match=r"metrics_host: got .*, expected a loopback address"):
+        check_host(Settings(metrics_host=host))
 
 
 async def test_taken_port(tmp_path: Path) -> None:

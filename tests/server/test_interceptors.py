@@ -15,6 +15,7 @@ from grpc_status import rpc_status
 
 from pyserve.errors import NotFoundError, ResourceExhaustedError
 from pyserve.server.interceptors import REQUEST_ID_KEY, CallInterceptor
+from pyserve.server.status import StatusTeller
 
 SECRET = Path("/srv/secret-place")
 
@@ -60,7 +61,8 @@ class Running:
     """A server with the interceptor, and a channel to it."""
 
     def __init__(self) -> None:
-        self.interceptor = CallInterceptor([SECRET])
+        self.ended: list[tuple[str, str, float]] = []
+        self.interceptor = CallInterceptor(StatusTeller([SECRET]), lambda *call: self.ended.append(call))
         self.echo = Echo()
         self._server = grpc.aio.server(interceptors=[self.interceptor])
         makers = {
@@ -99,6 +101,9 @@ async def test_answers_pass(arity: str) -> None:
     async with Running() as running:
         answer = await running.call(arity, b"hello")
     assert answer == {"unary_unary": b"hello", "unary_stream": b"firsthello"}.get(arity, b"hello!")
+    ((method, outcome, seconds),) = running.ended
+    assert (method, outcome) == (f"/test.Echo/{arity}", "OK")
+    assert 0 <= seconds < 10
 
 
 @pytest.mark.parametrize("arity", ARITIES)
@@ -123,6 +128,7 @@ async def test_errors(
                 await running.call(arity, request_bytes)
     error: Any = info.value
     assert error.code() == code
+    assert [(method, outcome) for method, outcome, _ in running.ended] == [(f"/test.Echo/{arity}", code.name)]
     status: Any = rpc_status.from_call(_Call(error))
     assert status.message.startswith(sentence)
     assert "secret" not in str(status)

@@ -162,16 +162,21 @@ def test_cancel_on_disconnect(stubs: Stubs) -> None:
     assert stubs.wait(job).state == jobs_pb2.CANCELLED
 
 
-def test_dataset_in_use_stays(stubs: Stubs) -> None:
-    stubs.upload(zipped(pictures(6)), "busy")
+def test_dataset_in_use_stays(server: ServerThread) -> None:
+    stubs = server.stubs
+    dataset = stubs.upload(zipped(pictures(6)), "busy")
     job = stubs.train("datasets/busy", **LONG)
+    stubs.wait_for_step(job, 1)
     delete = datasets_pb2.DeleteDatasetRequest(name="datasets/busy")
     code, message, _, _ = failure(lambda: stubs.datasets.Delete(delete, timeout=20))
     assert code == grpc.StatusCode.FAILED_PRECONDITION
     assert job.name in message
     cancel(stubs, job)
     stubs.wait(job)
+    decoded = server.settings.data_dir / "cache" / "decoded" / dataset.digest
+    assert list(decoded.iterdir())
     stubs.datasets.Delete(delete, timeout=20)
+    assert not decoded.exists()
 
 
 def test_failing_job_tells_why_and_no_path(server: ServerThread) -> None:

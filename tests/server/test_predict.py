@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pyserve.client import Client
+from pyserve.errors import InvalidArgumentError, NotFoundError
 from pyserve.v1 import jobs_pb2, predict_pb2
-from tests.server.support import CLASSES, SIZE, Stubs, failure, png
+from tests.client.fake import Driven
+from tests.server.support import CLASSES, SIZE, TRUNCATED, Stubs, failure, png
 
 
 def request(count: int = 6, **fields: Any) -> predict_pb2.PredictRequest:
@@ -92,3 +96,62 @@ def test_bad_pictures_are_named_by_their_index(stubs: Stubs, trained: jobs_pb2.J
     bad.images.data[37] = b""
     _, _, violations, _ = failure(lambda: stubs.predict.Predict(bad, timeout=20))
     assert "images.data[3]" in violations
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+def client(request: pytest.FixtureRequest, stubs: Stubs, trained: jobs_pb2.Job) -> Iterator[Any]:
+    made = (Client if request.param == "blocking" else Driven)(stubs.address)
+    yield made
+    made.close()
+
+
+def test_a_stream_of_pictures(client: Any, stubs: Stubs) -> None:
+    pictures = [TRUNCATED if i % 10 == 4 else png(i % 3, 700 + i) for i in range(150)]
+    answers = {answer.index: answer for answer in client.predict_stream("models/colours", pictures, top_k=1)}
+    assert sorted(answers) == list(range(150))
+    for index, answer in answers.items():
+        if index % 10 == 4:
+            assert isinstance(answer.error, InvalidArgumentError)
+            assert [v.field for v in answer.error.fields] == ["request.images.data[0]"]
+            assert answer.prediction is None
+        else:
+            assert answer.error is None
+            assert answer.model == "models/colours/versions/1"
+            assert answer.prediction.scores[0].label == CLASSES[index % 3]
+    assert list(client.predict_stream("models/colours", [])) == []
+    wrong = list(client.predict_stream("models/nobody", pictures[:2]))
+    assert [type(answer.error) for answer in wrong] == [NotFoundError] * 2
+
+
+def test_a_stream_may_be_left_early(client: Any) -> None:
+    stream = client.predict_stream("models/colours", (png(i % 3, i) for i in range(1_000_000)))
+    seen = [next(stream).index for _ in range(5)]
+    stream.close()
+    assert len(set(seen)) == 5
+    assert client.predict("models/colours", png(2, 5)).predictions[0].scores[0].label == CLASSES[2]
+
+
+def test_requests_of_a_stream_have_timeouts_of_their_own(stubs: Stubs, trained: jobs_pb2.Job) -> None:
+    images = predict_pb2.EncodedImages(data=[png(0, 1)])
+    predict = predict_pb2.PredictRequest(model="models/colours", images=images)
+    requests = [
+        predict_pb2.PredictStreamRequest(id="late", request=predict, timeout_s=1e-9),
+        predict_pb2.PredictStreamRequest(id="wrong", request=predict, timeout_s=-1),
+        predict_pb2.PredictStreamRequest(id="empty"),
+        predict_pb2.PredictStreamRequest(id="fine", request=predict, timeout_s=20),
+    ]
+    answers = {a.id: a for a in stubs.predict.PredictStream(iter(requests), timeout=30)}
+    codes = {name: answer.error.code for name, answer in answers.items()}
+    assert codes == {
+        "late": grpc.StatusCode.DEADLINE_EXCEEDED.value[0],
+        "wrong": grpc.StatusCode.INVALID_ARGUMENT.value[0],
+        "empty": grpc.StatusCode.INVALID_ARGUMENT.value[0],
+        "fine": 0,
+    }
+    assert "request.model" in answers["empty"].error.message
+
+
+@pytest.mark.parametrize("priority", [0, 4, -1])
+def test_bad_priorities(stubs: Stubs, trained: jobs_pb2.Job, priority: int) -> None:
+    code, _, violations, _ = failure(lambda: stubs.predict.Predict(request(priority=priority), timeout=20))
+    assert (code, list(violations)) == (grpc.StatusCode.INVALID_ARGUMENT, ["priority"])

@@ -13,7 +13,7 @@ from pyserve.v1 import jobs_pb2
 from tests.server.support import ServerProcess, children, eventually, failure, pictures, zipped
 
 # Enough steps that a kill comes in the middle, few enough that the test stays short.
-FIELDS = {"epochs": 40, "batch_size": 4, "seed": 3}
+FIELDS = {"epochs": 15, "batch_size": 4, "seed": 3}
 STEP = 30
 
 

@@ -29,7 +29,7 @@ CONTENT = bytes(range(256)) * 40
 
 def plan(request_id: str = "", offset: int = 0, **changes: Any) -> UploadPlan:
     values: dict[str, Any] = {
-        "dataset_id": "pets",
+        "resource_id": "pets",
         "size_bytes": len(CONTENT),
         "sha256": hashlib.sha256(CONTENT).hexdigest(),
         "request_id": request_id,
@@ -182,7 +182,7 @@ def test_same_id_for_another_upload(uploads: Uploads) -> None:
     first.open(free)
     first.write(CONTENT[:3000])
     first.close()
-    second = uploads.begin(plan(request_id, dataset_id="other"))
+    second = uploads.begin(plan(request_id, resource_id="other"))
     with pytest.raises(InvalidArgumentError, match=r"header\.request_id: .*a new UUID"):
         second.open(free)
     second.close()

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyserve.errors import InternalError, PyserveError, ResourceExhaustedError, status_name
@@ -75,6 +76,7 @@ def main(argv: list[str]) -> int:
     control = Control()
     control.listen()
     _die_with_parent()
+    stand_back(order.nice)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     with _alone(order):
         store = JobStore(order.store_path)
@@ -164,6 +166,20 @@ def _die_with_parent() -> None:
     """On Linux: be killed when the server dies, even where this interpreter is stuck in a library."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def stand_back(nice: int) -> None:
+    """Take the processor only as far as others, above all predictions, leave it.
+
+    Args:
+        nice: 0 for an equal share, 19 for what is left over.
+    """
+    if not nice:
+        return
+    os.nice(nice)
+    # Where Linux shares the processor out by sessions first, `nice` counts within this one's only.
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(nice))
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from pyserve.data.tensors import load_part
 from pyserve.errors import FailedPreconditionError
 from pyserve.inference.bundle import save_bundle
 from pyserve.inference.description import Preprocessing
-from pyserve.inference.model_store import ModelInfo, ModelStore
+from pyserve.inference.model_info import ModelInfo
+from pyserve.inference.model_store import ModelStore
 from pyserve.jobs.events import Event, JobState, StepDone
 from pyserve.jobs.lr_from import finder_of
 from pyserve.jobs.paths import CACHE_FOLDER, job_folder

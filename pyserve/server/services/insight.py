@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from pyserve import kernels
 from pyserve.data.catalog import Catalog
 from pyserve.errors import FailedPreconditionError, InvalidArgumentError
+from pyserve.inference.loaded_models import LoadedModels
 from pyserve.inference.model_store import ModelStore
-from pyserve.inference.predictor import PredictorCache
 from pyserve.insight.evaluate import EvaluationCache
 from pyserve.insight.pictures import load_pictures
 from pyserve.insight.predictions import Evaluation, ImageLoss, confusion_matrix, most_confused, top_losses
@@ -51,7 +51,7 @@ class InsightService(insight_pb2_grpc.InsightServicer):
 
     def __init__(
         self,
-        predictors: PredictorCache,
+        predictors: LoadedModels,
         model_store: ModelStore,
         catalog: Catalog,
         cache_dir: Path,
@@ -114,7 +114,7 @@ class InsightService(insight_pb2_grpc.InsightServicer):
         title = f"{order.replace('_', ' ').capitalize()} of {question.model}"
         return insight_pb2.TopLossesResponse(
             items=[_image_loss(item) for item in items],
-            figures=convert.figures(gallery(self._tiles(evaluation.root, items), title=title)),
+            figures=convert.figures(gallery(self._tiles(evaluation.root, items), title=title), stem=order),
         )
 
     def _confusion_matrix(self, question: _Question) -> insight_pb2.ConfusionMatrixResponse:

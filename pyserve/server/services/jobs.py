@@ -71,9 +71,10 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
 
     async def List(self, request: jobs_pb2.ListJobsRequest, context: Any) -> jobs_pb2.ListJobsResponse:
         """A page of jobs."""
-        size = validate.page_size(request.page_size)
         states = convert.job_states(request.states)
-        records, token = await self._pools.quick.run(self._store.list, size, request.page_token, states)
+        records, token = await self._pools.quick.run(
+            self._store.list, request.page_size, request.page_token, states
+        )
         return jobs_pb2.ListJobsResponse(jobs=[convert.job(r) for r in records], next_page_token=token)
 
     async def Watch(self, request: jobs_pb2.WatchRequest, context: Any) -> AsyncIterator[jobs_pb2.Event]:

@@ -4,6 +4,8 @@ import errno
 import os
 import re
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -49,3 +51,18 @@ def test_a_wake_that_nobody_reads_is_no_error_of_the_job() -> None:
     os.close(reader)
     wake()
     os.close(writer)
+
+
+@pytest.mark.parametrize("nice", [0, 19])
+def test_standing_back_counts_against_other_sessions_too(nice: int) -> None:
+    code = (
+        "import os; from pathlib import Path; from pyserve.jobs.worker.process import stand_back;"
+        f"stand_back({nice}); print(os.getpriority(os.PRIO_PROCESS, 0));"
+        "path = Path('/proc/self/autogroup'); print(path.read_text().split()[-1] if path.exists() else 'none')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, start_new_session=True
+    )
+    own, group = done.stdout.split()
+    assert int(own) == min(os.getpriority(os.PRIO_PROCESS, 0) + nice, 19)
+    assert group in (str(nice), "none")
