@@ -9,13 +9,12 @@ A bundle is a folder with three files and nothing that runs code when it is load
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pyserve.data.staging import link_files
 from pyserve.errors import DataLossError, FailedPreconditionError
 
 DESCRIPTION_FILE = "bundle.json"
@@ -133,11 +132,7 @@ def derive_bundle(source: Path, folder: Path, description: Description) -> None:
         folder: an existing, empty folder (see `ModelStore.add`).
         description: its `files` are those of `source`.
     """
-    for name in description.files:
-        try:
-            os.link(source / name, folder / name)
-        except OSError:  # another disk, or one without hard links
-            shutil.copyfile(source / name, folder / name)
+    link_files(source, folder, description.files)
     (folder / DESCRIPTION_FILE).write_text(description.model_dump_json(indent=1), encoding="utf-8")
 
 
