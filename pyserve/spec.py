@@ -120,6 +120,9 @@ class TrainSpec(_Spec):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where to train (auto: a GPU where there is one)."
     )
+    snapshots: bool = Field(
+        default=False, description="Keep the weights after epochs 1, 2, 5, 10, …, for `pyserve evolution`."
+    )
 
     @property
     def dataset_id(self) -> str:

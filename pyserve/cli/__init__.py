@@ -1,11 +1,13 @@
 """The command `pyserve`: thin over the client; only `pyserve serve` loads the server, and with it torch.
 
     server.py      serve, config
-    datasets.py    datasets upload · register · list · show · delete
+    datasets.py    datasets upload · register · list · show · relabel · delete
     training.py    lr-find, train
     jobs.py        jobs list · show · watch · cancel · resume · artifacts
     models.py      models list · show, predict
-    insight.py     top-losses, confusion-matrix, kernels
+    insight.py     top-losses, confusion-matrix, compare-models, calibration, calibrate, label-issues, duplicates
+    network.py     layers, filters, feature-maps, top-patches, evolution, explain
+    lessons.py     image-kernel, approximate, report, kernels
 
 Results go to stdout, progress and errors to stderr.
 """
@@ -17,7 +19,7 @@ from collections.abc import Sequence
 
 import typer
 
-from pyserve.cli import datasets, insight, jobs, models, server, training
+from pyserve.cli import datasets, insight, jobs, lessons, models, network, server, training
 from pyserve.cli.exits import EXIT_CODES, exit_code, print_error
 from pyserve.errors import PyserveError
 
@@ -31,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _commands in (server, datasets, training, jobs, models, insight):
+for _commands in (server, datasets, training, jobs, models, insight, network, lessons):
     _commands.add_to(app)
 
 

@@ -26,8 +26,8 @@ from pyserve.data.manifest import Manifest
 from pyserve.data.names import CACHE_FOLDER
 from pyserve.data.relabel import next_id, relabelled
 from pyserve.data.staging import (
-    remove_folder,
     link_files,
+    remove_folder,
     remove_leftovers,
     staging_folder,
     sync_disk,

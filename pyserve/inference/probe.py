@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,10 +19,9 @@ from pyserve import models
 from pyserve.data.transforms import evaluation_view, normalize
 from pyserve.errors import FailedPreconditionError, InvalidArgumentError
 from pyserve.inference.bundle import load_plain
+from pyserve.inference.description import Preprocessing
 from pyserve.kernels.layers import Conv2d
-
-if TYPE_CHECKING:
-    from pyserve.inference.description import Preprocessing
+from pyserve.models.snapshots import Snapshot, load_snapshot
 
 _NAMED_IN_ERRORS = 12
 
@@ -102,6 +101,20 @@ class Probe:
         """
         model, description = load_plain(folder, name=name)
         return cls(model, description.preprocessing, device, description.temperature)
+
+    @classmethod
+    def of_snapshot(cls, snapshot: Snapshot, device: torch.device | str = "cpu") -> Probe:
+        """The network as it was after an epoch of its training.
+
+        Raises:
+            DataLossError: the snapshot is damaged.
+        """
+        model, facts = load_snapshot(snapshot)
+        architecture = models.get_architecture(facts.architecture)
+        preprocessing = Preprocessing(
+            image_size=facts.image_size, presize=facts.presize, mean=architecture.mean, std=architecture.std
+        )
+        return cls(model, preprocessing, device)
 
     @property
     def head_module(self) -> nn.Linear:

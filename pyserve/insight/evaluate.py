@@ -11,8 +11,8 @@ import torch
 
 from pyserve.data.tensors import load_part
 from pyserve.errors import CancelledError, FailedPreconditionError
-from pyserve.inference.loading_cache import LoadingCache
 from pyserve.insight.predictions import Evaluation, some
+from pyserve.insight.shared import SharedResults
 
 if TYPE_CHECKING:
     from pyserve.data.manifest import Manifest
@@ -71,12 +71,23 @@ class EvaluationCache:
     """
 
     def __init__(self, capacity: int = 8) -> None:
-        self._cache: LoadingCache[tuple[str, str, str], Evaluation] = LoadingCache(capacity)
+        self._results: SharedResults[tuple[str, str, str], Evaluation] = SharedResults(capacity)
 
-    def get(self, predictor: Predictor, manifest: Manifest, part: Part, cache_dir: Path) -> Evaluation:
+    def get(
+        self,
+        predictor: Predictor,
+        manifest: Manifest,
+        part: Part,
+        cache_dir: Path,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Evaluation:
         """The evaluation; raises what `evaluate` raises and then keeps nothing."""
         key = (predictor.name, manifest.digest, part)
-        return self._cache.get(key, lambda: evaluate(predictor, manifest, part, cache_dir))
+        return self._results.get(
+            key,
+            lambda: evaluate(predictor, manifest, part, cache_dir, should_stop=should_stop),
+            should_stop,
+        )
 
 
 def _label_map(manifest: Manifest, predictor: Predictor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

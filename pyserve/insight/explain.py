@@ -51,10 +51,20 @@ class Explanation:
     channel: int | None
     picture: npt.NDArray[np.float32]  # as the network sees it, [S, S, 3] in 0…1
     place: tuple[int, int] | None = None  # of the layer that was looked at: row, column
+    square_size: int = 0  # pixels, of an occlusion
 
 
-# (probe, network's input [1, 3, S, S], logits [classes], layer, question, should_stop) → maps, channel, place
-Answer = tuple[Mapping[str, npt.NDArray[np.float32]], int | None, tuple[int, int] | None]
+@dataclass(frozen=True)
+class Answer:
+    """What a method says; the fields mean what they mean in `Explanation`."""
+
+    maps: Mapping[str, npt.NDArray[np.float32]]
+    channel: int | None = None
+    place: tuple[int, int] | None = None
+    square_size: int = 0
+
+
+# (probe, network's input [1, 3, S, S], class, layer, question, should_stop) → answer
 Method = Callable[[Probe, torch.Tensor, int, Layer, Question, ShouldStop], Answer]
 EXPLANATIONS: dict[str, Method] = {}
 
@@ -101,9 +111,17 @@ def explain(
     if question.channel is not None and not 0 <= question.channel < layer.channels:
         raise InvalidArgumentError.field("channel", question.channel, f"0 to {layer.channels - 1} of {layer.name}")
     stop = should_stop or (lambda: False)
-    maps, channel, place = EXPLANATIONS[method](probe, x, label, layer, question, stop)
-    picture = probe.view(batch)[0].permute(1, 2, 0).cpu().numpy()
-    return Explanation(maps, label, float(probabilities[label]), layer.name, channel, picture, place)
+    answer = EXPLANATIONS[method](probe, x, label, layer, question, stop)
+    return Explanation(
+        maps=answer.maps,
+        label=label,
+        probability=float(probabilities[label]),
+        layer=layer.name,
+        channel=answer.channel,
+        picture=probe.view(batch)[0].permute(1, 2, 0).cpu().numpy(),
+        place=answer.place,
+        square_size=answer.square_size,
+    )
 
 
 @explanation("grad_cam")
@@ -127,7 +145,7 @@ def grad_cam(
     weights = gradient[0].mean(dim=(1, 2))
     cam = torch.einsum("c,chw->hw", weights, outputs[layer.name][0].detach()).clamp(min=0)
     highest = float(cam.max())
-    return {"grad_cam": (cam / highest if highest > 0 else cam).float().cpu().numpy()}, None, None
+    return Answer({"grad_cam": (cam / highest if highest > 0 else cam).float().cpu().numpy()})
 
 
 @explanation("occlusion")
@@ -164,7 +182,8 @@ def occlusion(
     activation, probability, likeliest = np.concatenate(rows).reshape(tiles, tiles, 3).transpose(2, 0, 1)
     reference = float(whole[channel])
     relative = activation / reference if reference > 0 else activation
-    return {"probability": probability, "activation": relative, "label": likeliest}, channel, None
+    maps = {"probability": probability, "activation": relative, "label": likeliest}
+    return Answer(maps, channel, square_size=size)
 
 
 @explanation("deconvnet")
@@ -182,7 +201,7 @@ def deconvnet(
     seeds = torch.zeros(1, *output.shape)
     seeds[0, channel, row, column] = float(output[channel, row, column])
     projection = project(probe, x, layer.name, seeds, question.rule)[0]
-    return {"projection": projection.cpu().numpy()}, channel, (row, column)
+    return Answer({"projection": projection.cpu().numpy()}, channel, (row, column))
 
 
 def _hidden(x: torch.Tensor, tile: tuple[int, int], size: int, stride: int) -> torch.Tensor:

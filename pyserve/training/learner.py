@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -101,6 +101,7 @@ class Learner:
         phases: what learns when; at least one.
         callbacks: who hears about it and may stop it.
         store: where checkpoints go; None keeps none.
+        keep: told the epoch after each, when the network has the weights that were measured; None: nobody is.
         identity: names the training (spec and data); a checkpoint with another one is refused.
     """
 
@@ -114,12 +115,14 @@ class Learner:
         *,
         callbacks: Callbacks,
         store: CheckpointStore | None = None,
+        keep: Callable[[int], None] | None = None,
         identity: str = "",
     ) -> None:
         if not len(train):
             raise InvalidArgumentError("the training part has less than 2 pictures, expected 2 or more")
         self.network, self.config, self.train, self.valid = network, config, train, valid
         self.phases, self.callbacks, self.store, self.identity = tuple(phases), callbacks, store, identity
+        self._keep = keep
         self.device = next(network.model.parameters()).device
         self.steps_per_epoch = -(-len(train) // config.step.gradient_accumulation)
         self.total_epochs = sum(phase.epochs for phase in phases)
@@ -280,6 +283,8 @@ class Learner:
         state.step_in_epoch, state.epoch_images = 0, 0
         state.epoch_loss_sum = state.epoch_elapsed_s = 0.0
         self.callbacks.on_epoch(info)
+        if self._keep:
+            self._keep(state.epoch)
         if self.store:
             self._save()
 

@@ -9,7 +9,7 @@ that the body never meets a head that is still moving fast.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ from pyserve.data.tensors import PartTensors, load_part
 from pyserve.data.transforms import presize_for
 from pyserve.errors import FailedPreconditionError
 from pyserve.kernels.fuse import fuse
+from pyserve.models.snapshots import EPOCHS as SNAPSHOT_EPOCHS
+from pyserve.models.snapshots import SnapshotFacts, keep_snapshot
 from pyserve.training.callbacks import STOPPED_STATUS, Callbacks, Status, Stopped, raise_if_stopped
 from pyserve.training.checkpoint import CheckpointStore
 from pyserve.training.learner import Learner, LearnerConfig
@@ -202,6 +204,7 @@ def train(
         phases,
         callbacks=callbacks,
         store=CheckpointStore(dirs.job_dir / "checkpoints"),
+        keep=_snapshot_keeper(spec, prepared, dirs, len(manifest.classes)) if spec.snapshots else None,
         identity=_identity(spec, manifest),
     )
     if resume and learner.restore():
@@ -211,6 +214,17 @@ def train(
         callbacks.on_warning("cycle_cut_short", message)
     status = learner.fit()
     return _outcome(spec, prepared, learner, status, len(manifest.classes))
+
+
+def _snapshot_keeper(spec: TrainSpec, prepared: Prepared, dirs: TrainDirs, classes: int) -> Callable[[int], None]:
+    """What keeps the weights after some epochs, for looking at how features came about."""
+    facts = SnapshotFacts(spec.architecture, classes, prepared.image_size, prepared.presize)
+
+    def keep(epoch: int) -> None:
+        if epoch in SNAPSHOT_EPOCHS:
+            keep_snapshot(dirs.job_dir, epoch, prepared.network.weights(), facts)
+
+    return keep
 
 
 def _load_part(manifest: Manifest, part: str, presize: int, dirs: TrainDirs, callbacks: Callbacks) -> PartTensors:

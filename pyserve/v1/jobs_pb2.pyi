@@ -98,6 +98,7 @@ class TrainSpec(_message.Message):
     GRADIENT_CLIP_NORM_FIELD_NUMBER: _builtins.int
     GRADIENT_ACCUMULATION_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    SNAPSHOTS_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """"datasets/{dataset_id}". Required."""
     model_id: _builtins.str
@@ -167,6 +168,10 @@ class TrainSpec(_message.Message):
     """Batches whose gradients are added up before a step; default 1."""
     device: _builtins.str
     """"auto" (default: a GPU where there is one), "cpu" or "cuda"."""
+    snapshots: _builtins.bool
+    """True: the weights after epochs 1, 2, 5, 10, 20, 30, 40 and 64 stay with the job, for Insight.Evolution; default
+    false.
+    """
     def __init__(
         self,
         *,
@@ -199,10 +204,11 @@ class TrainSpec(_message.Message):
         gradient_clip_norm: _builtins.float | None = ...,
         gradient_accumulation: _builtins.int | None = ...,
         device: _builtins.str | None = ...,
+        snapshots: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_architecture", b"_architecture", "_augment", b"_augment", "_batch_size", b"_batch_size", "_body_lr_factor", b"_body_lr_factor", "_cycle_epochs", b"_cycle_epochs", "_cycle_mult", b"_cycle_mult", "_device", b"_device", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_freeze_batch_norm", b"_freeze_batch_norm", "_freeze_body", b"_freeze_body", "_frozen_epochs", b"_frozen_epochs", "_gradient_accumulation", b"_gradient_accumulation", "_gradient_clip_norm", b"_gradient_clip_norm", "_image_size", b"_image_size", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_lr_from_policy", b"_lr_from_policy", "_momentum", b"_momentum", "_monitor", b"_monitor", "_optimizer", b"_optimizer", "_precision", b"_precision", "_schedule", b"_schedule", "_seed", b"_seed", "_weight_decay", b"_weight_decay", "architecture", b"architecture", "augment", b"augment", "batch_size", b"batch_size", "body_lr_factor", b"body_lr_factor", "cycle_epochs", b"cycle_epochs", "cycle_mult", b"cycle_mult", "device", b"device", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "freeze_batch_norm", b"freeze_batch_norm", "freeze_body", b"freeze_body", "frozen_epochs", b"frozen_epochs", "gradient_accumulation", b"gradient_accumulation", "gradient_clip_norm", b"gradient_clip_norm", "image_size", b"image_size", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "lr_from_policy", b"lr_from_policy", "momentum", b"momentum", "monitor", b"monitor", "optimizer", b"optimizer", "precision", b"precision", "schedule", b"schedule", "seed", b"seed", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_architecture", b"_architecture", "_augment", b"_augment", "_batch_size", b"_batch_size", "_body_lr_factor", b"_body_lr_factor", "_cycle_epochs", b"_cycle_epochs", "_cycle_mult", b"_cycle_mult", "_device", b"_device", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_freeze_batch_norm", b"_freeze_batch_norm", "_freeze_body", b"_freeze_body", "_frozen_epochs", b"_frozen_epochs", "_gradient_accumulation", b"_gradient_accumulation", "_gradient_clip_norm", b"_gradient_clip_norm", "_image_size", b"_image_size", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_lr_from_policy", b"_lr_from_policy", "_momentum", b"_momentum", "_monitor", b"_monitor", "_optimizer", b"_optimizer", "_precision", b"_precision", "_schedule", b"_schedule", "_seed", b"_seed", "_snapshots", b"_snapshots", "_weight_decay", b"_weight_decay", "architecture", b"architecture", "augment", b"augment", "batch_size", b"batch_size", "body_lr_factor", b"body_lr_factor", "cycle_epochs", b"cycle_epochs", "cycle_mult", b"cycle_mult", "device", b"device", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "freeze_batch_norm", b"freeze_batch_norm", "freeze_body", b"freeze_body", "frozen_epochs", b"frozen_epochs", "gradient_accumulation", b"gradient_accumulation", "gradient_clip_norm", b"gradient_clip_norm", "image_size", b"image_size", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "lr_from_policy", b"lr_from_policy", "momentum", b"momentum", "monitor", b"monitor", "optimizer", b"optimizer", "precision", b"precision", "schedule", b"schedule", "seed", b"seed", "snapshots", b"snapshots", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_architecture", b"_architecture", "_augment", b"_augment", "_batch_size", b"_batch_size", "_body_lr_factor", b"_body_lr_factor", "_cycle_epochs", b"_cycle_epochs", "_cycle_mult", b"_cycle_mult", "_device", b"_device", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_freeze_batch_norm", b"_freeze_batch_norm", "_freeze_body", b"_freeze_body", "_frozen_epochs", b"_frozen_epochs", "_gradient_accumulation", b"_gradient_accumulation", "_gradient_clip_norm", b"_gradient_clip_norm", "_image_size", b"_image_size", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_lr_from_policy", b"_lr_from_policy", "_momentum", b"_momentum", "_monitor", b"_monitor", "_optimizer", b"_optimizer", "_precision", b"_precision", "_schedule", b"_schedule", "_seed", b"_seed", "_weight_decay", b"_weight_decay", "architecture", b"architecture", "augment", b"augment", "batch_size", b"batch_size", "body_lr_factor", b"body_lr_factor", "cycle_epochs", b"cycle_epochs", "cycle_mult", b"cycle_mult", "dataset", b"dataset", "device", b"device", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "freeze_batch_norm", b"freeze_batch_norm", "freeze_body", b"freeze_body", "frozen_epochs", b"frozen_epochs", "gradient_accumulation", b"gradient_accumulation", "gradient_clip_norm", b"gradient_clip_norm", "image_size", b"image_size", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "lr_from", b"lr_from", "lr_from_policy", b"lr_from_policy", "model_id", b"model_id", "momentum", b"momentum", "monitor", b"monitor", "optimizer", b"optimizer", "precision", b"precision", "schedule", b"schedule", "seed", b"seed", "weight_decay", b"weight_decay", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_architecture", b"_architecture", "_augment", b"_augment", "_batch_size", b"_batch_size", "_body_lr_factor", b"_body_lr_factor", "_cycle_epochs", b"_cycle_epochs", "_cycle_mult", b"_cycle_mult", "_device", b"_device", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_freeze_batch_norm", b"_freeze_batch_norm", "_freeze_body", b"_freeze_body", "_frozen_epochs", b"_frozen_epochs", "_gradient_accumulation", b"_gradient_accumulation", "_gradient_clip_norm", b"_gradient_clip_norm", "_image_size", b"_image_size", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_lr_from_policy", b"_lr_from_policy", "_momentum", b"_momentum", "_monitor", b"_monitor", "_optimizer", b"_optimizer", "_precision", b"_precision", "_schedule", b"_schedule", "_seed", b"_seed", "_snapshots", b"_snapshots", "_weight_decay", b"_weight_decay", "architecture", b"architecture", "augment", b"augment", "batch_size", b"batch_size", "body_lr_factor", b"body_lr_factor", "cycle_epochs", b"cycle_epochs", "cycle_mult", b"cycle_mult", "dataset", b"dataset", "device", b"device", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "freeze_batch_norm", b"freeze_batch_norm", "freeze_body", b"freeze_body", "frozen_epochs", b"frozen_epochs", "gradient_accumulation", b"gradient_accumulation", "gradient_clip_norm", b"gradient_clip_norm", "image_size", b"image_size", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "lr_from", b"lr_from", "lr_from_policy", b"lr_from_policy", "model_id", b"model_id", "momentum", b"momentum", "monitor", b"monitor", "optimizer", b"optimizer", "precision", b"precision", "schedule", b"schedule", "seed", b"seed", "snapshots", b"snapshots", "weight_decay", b"weight_decay", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__architecture: _TypeAlias = _typing.Literal["architecture"]  # noqa: Y015
     _WhichOneofArgType__architecture: _TypeAlias = _typing.Literal["_architecture", b"_architecture"]  # noqa: Y015
@@ -252,6 +258,8 @@ class TrainSpec(_message.Message):
     _WhichOneofArgType__schedule: _TypeAlias = _typing.Literal["_schedule", b"_schedule"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__snapshots: _TypeAlias = _typing.Literal["snapshots"]  # noqa: Y015
+    _WhichOneofArgType__snapshots: _TypeAlias = _typing.Literal["_snapshots", b"_snapshots"]  # noqa: Y015
     _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
     _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
     @_typing.overload
@@ -302,6 +310,8 @@ class TrainSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__schedule) -> _WhichOneofReturnType__schedule | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__snapshots) -> _WhichOneofReturnType__snapshots | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
 
