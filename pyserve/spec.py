@@ -7,7 +7,7 @@ and the job control stay light.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -19,6 +19,19 @@ Optimizer = Literal["adamw", "sgd"]
 Augment = Literal["none", "flip", "crop", "standard", "strong"]
 Rule = Literal["valley", "steep", "slide", "minimum"]
 Mode = Literal["exponential", "doubling", "linear"]
+ImageKernel = Literal[
+    "identity",
+    "sobel_top",
+    "sobel_bottom",
+    "sobel_left",
+    "sobel_right",
+    "emboss",
+    "sharpen",
+    "blur",
+    "outline",
+]
+IMAGE_KERNEL_NAMES: tuple[str, ...] = get_args(ImageKernel)
+APPROXIMATION_TARGETS = ("waves", "sine", "sawtooth", "jump")
 
 _DEFAULT_LEARNING_RATE = {"adamw": 1e-3, "sgd": 0.05}
 _DEFAULT_WEIGHT_DECAY = {"adamw": 0.01, "sgd": 5e-4}

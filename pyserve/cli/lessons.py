@@ -13,6 +13,7 @@ from pyserve.cli.output import Address, AsJson, connect, note, print_facts, prin
 from pyserve.client import DEFAULT_ADDRESS
 from pyserve.client.insight_calls import Part
 from pyserve.errors import InvalidArgumentError
+from pyserve.spec import APPROXIMATION_TARGETS, IMAGE_KERNEL_NAMES
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -26,7 +27,7 @@ def image_kernel(
     name: Annotated[
         str,
         typer.Argument(
-            help="identity, sobel_top, sobel_bottom, sobel_left, sobel_right, emboss, sharpen, blur, outline.",
+            help=f"{', '.join(IMAGE_KERNEL_NAMES)}.",
             metavar="[NAME]",
         ),
     ] = "",
@@ -51,7 +52,7 @@ def image_kernel(
 
 
 def approximate(
-    target: Annotated[str, typer.Argument(help="waves, sine, sawtooth or jump.")] = "waves",
+    target: Annotated[str, typer.Argument(help=f"{', '.join(APPROXIMATION_TARGETS)}.")] = "waves",
     steps: Annotated[
         list[int] | None, typer.Option("--steps", help="Steps of a staircase, may be repeated.")
     ] = None,

@@ -42,7 +42,8 @@ def reliability(
     built = new_figure(5.9, 9.4 if len(panels) > 1 else 5.2)
     grid = built.add_gridspec(2, len(panels), height_ratios=(3.2, 1))
     for column, (name, bars, error) in enumerate(panels):
-        above, below = built.add_subplot(grid[0, column]), built.add_subplot(grid[1, column])
+        above = built.add_subplot(grid[0, column])
+        below = built.add_subplot(grid[1, column], sharex=above)
         _draw_accuracy(above, bars, f"{name}: calibration error {percent(error)}")
         _draw_counts(below, bars)
         if column == 0:
@@ -76,7 +77,6 @@ def _draw_accuracy(axes: Axes, bars: Sequence[ReliabilityBar], title: str) -> No
         )
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
-    axes.set_aspect("equal", adjustable="box")
     _percent_axis(axes)
     axes.tick_params(labelbottom=False)
     handles = [
