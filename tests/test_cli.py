@@ -59,8 +59,8 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 COMMANDS = (
     *("serve", "config", "lr-find", "train", "predict"),
-    *("top-losses", "confusion-matrix", "compare-models", "calibration", "calibrate", "label-issues", "duplicates"),
-    *("layers", "filters", "feature-maps", "top-patches", "evolution", "explain"),
+    *("top-losses", "confusion-matrix", "compare-models", "calibration", "calibrate", "label-issues"),
+    *("duplicates", "layers", "filters", "feature-maps", "top-patches", "evolution", "explain"),
     *("image-kernel", "approximate", "report", "kernels"),
     *(f"datasets {name}" for name in ("upload", "register", "list", "show", "relabel", "delete")),
     *(f"jobs {name}" for name in ("list", "show", "watch", "cancel", "resume", "artifacts")),

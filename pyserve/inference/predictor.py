@@ -126,6 +126,20 @@ class Predictor:
         batch = batch.to(self._bundle.device)
         return self._mean_softmax(tta_views(batch, size) if tta else [evaluation_view(batch, size)])
 
+    @torch.inference_mode()
+    def log_probabilities(self, batch: torch.Tensor) -> Probabilities:
+        """Logarithms of what `probabilities` gives without TTA, exact where a probability rounds to zero.
+
+        Args:
+            batch: as for `probabilities`.
+
+        Returns:
+            float32 [N, classes].
+        """
+        logits = self._bundle.model(self._bundle.prepare(batch)).float()
+        logs: Probabilities = (logits / self._bundle.description.temperature).log_softmax(dim=1).cpu().numpy()
+        return logs
+
     def top(self, probabilities: Probabilities, top_k: int = DEFAULT_TOP_K) -> list[list[Score]]:
         """The likeliest classes of each row, most likely first; of equally likely ones the lower index first.
 

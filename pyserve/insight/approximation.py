@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.func import jacfwd, vmap
 
 from pyserve.errors import CancelledError, InvalidArgumentError
 
@@ -116,15 +115,19 @@ def jump(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x < 0.3, 0.2, torch.where(x < 0.7, 0.8, 0.8 - 2 * (x - 0.7)))
 
 
-def stairs(name: str = "waves", widths: Sequence[int] = DEFAULT_STAIRS) -> list[Stairs]:
+def stairs(
+    name: str = "waves", widths: Sequence[int] = DEFAULT_STAIRS, should_stop: ShouldStop | None = None
+) -> list[Stairs]:
     """Fit staircases of several widths to a target.
 
     Args:
         name: one of `TARGETS`.
         widths: numbers of steps.
+        should_stop: asked before each; True ends the work.
 
     Raises:
         InvalidArgumentError: an unknown target, no width, or one out of range.
+        CancelledError: `should_stop` said so.
     """
     function = _target(name)
     if not widths:
@@ -132,7 +135,12 @@ def stairs(name: str = "waves", widths: Sequence[int] = DEFAULT_STAIRS) -> list[
     for width in widths:
         if not 1 <= width <= MAX_STEPS_OF_STAIRS:
             raise InvalidArgumentError.field("widths", width, f"1 to {MAX_STEPS_OF_STAIRS}")
-    return [_staircase(function, width) for width in widths]
+    found: list[Stairs] = []
+    for width in widths:
+        if should_stop is not None and should_stop():
+            raise CancelledError(f"the fitting of staircases was stopped after {len(found)} of them")
+        found.append(_staircase(function, width))
+    return found
 
 
 def width_against_depth(
@@ -197,24 +205,36 @@ def _staircase(function: Target, width: int) -> Stairs:
     places = (torch.arange(width, dtype=torch.float64) + 0.5) / width
     parameters = torch.cat([places, torch.zeros(width, dtype=torch.float64), y.mean().reshape(1)])[None]
     for steepness in _STEEPNESS:
-        slope = steepness * width
-
-        def output(p: torch.Tensor, slope: float = slope) -> torch.Tensor:
-            steps = torch.sigmoid(slope * (x[:, None] - p[:width]))
-            return steps @ p[width : 2 * width] + p[2 * width]
-
-        parameters, _ = least_squares(output, parameters, y, _ITERATIONS // 4)
-    final = output(parameters[0])
-    order = parameters[0, :width].argsort()
+        model = _Steps(x, width, steepness * width)
+        parameters, _ = least_squares(model, parameters, y, _ITERATIONS // 4)
+    places, heights = parameters[0, :width], parameters[0, width : 2 * width]
+    order = places.argsort()
     return Stairs(
         width=width,
         x=x.numpy(),
         target=y.numpy(),
-        output=final.numpy(),
-        places=parameters[0, :width][order].numpy(),
-        heights=parameters[0, width : 2 * width][order].numpy(),
+        output=model(parameters)[0][0].numpy(),
+        places=places[order].numpy(),
+        heights=heights[order].numpy(),
         base=float(parameters[0, -1]),
     )
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """base + Σ height · sigmoid(slope · (x − place)); parameters are the places, the heights and the base."""
+
+    x: torch.Tensor
+    width: int
+    slope: float
+
+    def __call__(self, parameters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values [B, M] of parameters [B, P], and their derivatives [B, M, P]."""
+        places, heights = parameters[:, None, : self.width], parameters[:, None, self.width : -1]
+        steps = torch.sigmoid(self.slope * (self.x[:, None] - places))
+        values = (steps * heights).sum(2) + parameters[:, -1:]
+        by_place = -self.slope * heights * steps * (1 - steps)
+        return values, torch.cat([by_place, steps, torch.ones_like(steps[:, :, :1])], dim=2)
 
 
 # ------------------------------------------------------------ deep networks
@@ -227,21 +247,33 @@ def _shapes(depth: int, width: int) -> list[tuple[int, int]]:
 
 
 def _best_error(function: Target, shapes: list[tuple[int, int]]) -> float:
-    x = _points()[:, None]
-    y = function(x)[:, 0]
-    sizes = [a * b for a, b in shapes]
-
-    def output(p: torch.Tensor) -> torch.Tensor:
-        parts = [part.reshape(shape) for part, shape in zip(torch.split(p, sizes), shapes, strict=True)]
-        hidden = 2 * x - 1
-        for i in range(0, len(parts), 2):
-            hidden = hidden @ parts[i] + parts[i + 1]
-            if i + 2 < len(parts):
-                hidden = torch.tanh(hidden)
-        return hidden[:, 0]
-
-    _, errors = least_squares(output, _starts(shapes), y, _ITERATIONS)
+    x = _points()
+    _, errors = least_squares(_Network(x, tuple(shapes)), _starts(shapes), function(x), _ITERATIONS)
     return float(errors.min())
+
+
+@dataclass(frozen=True)
+class _Network:
+    """tanh layers and a linear one; parameters are weight and bias of each layer, row by row."""
+
+    x: torch.Tensor
+    shapes: tuple[tuple[int, int], ...]
+
+    def __call__(self, parameters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values [B, M] of parameters [B, P], and their derivatives [B, M, P] by backpropagation."""
+        parts = torch.split(parameters, [a * b for a, b in self.shapes], dim=1)
+        matrices = [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        weights, biases = matrices[::2], matrices[1::2]
+        inputs = [(2 * self.x[:, None] - 1).expand(len(parameters), -1, -1)]
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            inputs.append(torch.tanh(inputs[-1] @ weight + bias))
+        values = (inputs[-1] @ weights[-1] + biases[-1])[:, :, 0]
+        derivatives: list[torch.Tensor] = []
+        back = torch.ones_like(values)[:, :, None]
+        for weight, seen in zip(reversed(weights), reversed(inputs), strict=True):
+            derivatives[:0] = [(seen[:, :, :, None] * back[:, :, None, :]).flatten(2), back]
+            back = (back @ weight.mT) * (1 - seen.square())
+        return values, torch.cat(derivatives, dim=2)
 
 
 def _starts(shapes: list[tuple[int, int]]) -> torch.Tensor:
@@ -264,37 +296,42 @@ def _starts(shapes: list[tuple[int, int]]) -> torch.Tensor:
 
 # ------------------------------------------------------------ training
 
+# parameters [B, P] → values [B, M], and their derivatives [B, M, P]
+Model = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
 
 def least_squares(
-    output: Callable[[torch.Tensor], torch.Tensor], starts: torch.Tensor, y: torch.Tensor, iterations: int
+    model: Model, starts: torch.Tensor, y: torch.Tensor, iterations: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Minimise |output(p) − y|² from several starts at once (Levenberg 1944, Marquardt 1963).
+    """Minimise |model(p) − y|² from several starts at once (Levenberg 1944, Marquardt 1963).
 
     Args:
-        output: parameters [P] → values [M].
+        model: values and derivatives of parameters.
         starts: [B, P], float64.
         y: [M].
 
     Returns:
         Parameters [B, P], and their root mean square errors [B].
     """
-    values, jacobian = vmap(output), vmap(jacfwd(output))
     parameters, damping = starts, torch.full((len(starts),), 1e-2, dtype=torch.float64)
-    residual = values(parameters) - y
+    values, jacobian = model(parameters)
+    residual = values - y
     loss = residual.square().mean(dim=1)
     for _ in range(iterations):
-        j = torch.nan_to_num(jacobian(parameters), nan=0.0, posinf=0.0, neginf=0.0)
-        curvature, slope = j.mT @ j, (j.mT @ residual[:, :, None])[:, :, 0]
+        jacobian = torch.nan_to_num(jacobian, nan=0.0, posinf=0.0, neginf=0.0)
+        curvature, slope = jacobian.mT @ jacobian, (jacobian.mT @ residual[:, :, None])[:, :, 0]
         diagonal = curvature.diagonal(dim1=1, dim2=2)
         scale = diagonal + 1e-2 * diagonal.mean(dim=1, keepdim=True) + 1e-7
         factor, _ = torch.linalg.cholesky_ex(curvature + torch.diag_embed(damping[:, None] * scale))
         step = torch.cholesky_solve(slope[:, :, None], factor)[:, :, 0]
         tried = parameters - torch.nan_to_num(step, nan=0.0, posinf=0.0, neginf=0.0)
-        new_residual = values(tried) - y
+        values, new_jacobian = model(tried)
+        new_residual = values - y
         new_loss = new_residual.square().mean(dim=1)
         better = new_loss < loss
         parameters = torch.where(better[:, None], tried, parameters)
         residual = torch.where(better[:, None], new_residual, residual)
+        jacobian = torch.where(better[:, None, None], new_jacobian, jacobian)
         loss = torch.where(better, new_loss, loss)
         damping = torch.where(better, damping / 3, damping * 3).clamp(1e-6, 1e6)
     return parameters, loss.sqrt()

@@ -21,7 +21,7 @@ from pyserve.insight.predictions import Evaluation, Floats, Indices
 
 DEFAULT_BINS = 15
 MAX_BINS = 100
-LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
 _FOLDS = 2
 # (confidences [N], number of bins) → which bin each belongs to [N], and the edges [bins + 1]
 Binning = Callable[[Floats, int], tuple[Indices, Floats]]
@@ -96,12 +96,12 @@ def equal_mass(confidences: Floats, bins: int) -> tuple[Indices, Floats]:
 
 
 def reliability(
-    probabilities: Floats, targets: Indices, bins: int = DEFAULT_BINS, binning: str = "equal_width"
+    logs: Floats, targets: Indices, bins: int = DEFAULT_BINS, binning: str = "equal_width"
 ) -> Reliability:
     """Confidence of the likeliest class against accuracy, bin by bin.
 
     Args:
-        probabilities: [N, C].
+        logs: log-probabilities, finite, [N, C].
         targets: [N].
 
     Raises:
@@ -112,9 +112,9 @@ def reliability(
         raise InvalidArgumentError.field("binning", binning, f"one of {', '.join(BINNINGS)}")
     if not 1 <= bins <= MAX_BINS:
         raise InvalidArgumentError.field("bins", bins, f"1 to {MAX_BINS}")
-    _require_two_classes(probabilities)
-    confidences = probabilities.max(axis=1).astype(np.float64)
-    right = probabilities.argmax(axis=1) == targets
+    _require_two_classes(logs)
+    confidences = np.exp(logs.max(axis=1).astype(np.float64))
+    right = logs.argmax(axis=1) == targets
     index, edges = BINNINGS[binning](confidences, bins)
     made = tuple(
         Bin(
@@ -126,29 +126,28 @@ def reliability(
         )
         for b in range(bins)
     )
-    return Reliability(made, _loss(_logits(probabilities), targets))
+    return Reliability(made, -float(logs[np.arange(len(targets)), targets].mean()))
 
 
-def fit_temperature(probabilities: Floats, targets: Indices) -> float:
+def fit_temperature(logs: Floats, targets: Indices) -> float:
     """The temperature at which the probabilities have the least cross-entropy.
 
     Cross-entropy is convex in 1 / temperature, and its slope there is mean(E[logit] − logit of the target), which
-    grows with it: bisection finds the zero, to 1e-6, or ends at a limit (0.05, 20).
+    grows with it: bisection finds the zero, to 1e-6, or ends at a limit (0.01, 100).
 
     Args:
-        probabilities: [N, C] at temperature 1; their logarithms serve as logits.
+        logs: log-probabilities at temperature 1, which are logits up to a constant of each row, [N, C].
         targets: [N].
 
     Raises:
         FailedPreconditionError: no pictures, or a single class.
     """
-    _require_two_classes(probabilities)
-    logits = _logits(probabilities)
-    of_target = logits[np.arange(len(targets)), targets]
+    _require_two_classes(logs)
+    of_target = logs[np.arange(len(targets)), targets]
     low, high = math.log(1 / HIGHEST_TEMPERATURE), math.log(1 / LOWEST_TEMPERATURE)
     while high - low > 1e-6:
         middle = (low + high) / 2
-        expected = (_softmax(logits * math.exp(middle)) * logits).sum(axis=1)
+        expected = (np.exp(at_temperature(logs, math.exp(-middle))) * logs).sum(axis=1)
         if (expected - of_target).mean() <= 0:
             low = middle
         else:
@@ -156,9 +155,12 @@ def fit_temperature(probabilities: Floats, targets: Indices) -> float:
     return math.exp(-(low + high) / 2)
 
 
-def at_temperature(probabilities: Floats, temperature: float | Floats) -> Floats:
-    """The probabilities [N, C] that the same logits give at another temperature (one, or [N])."""
-    return _softmax(_logits(probabilities) / np.reshape(temperature, (-1, 1)))
+def at_temperature(logs: Floats, temperature: float | Floats) -> Floats:
+    """The log-probabilities [N, C] that the same logits give at another temperature (one, or [N])."""
+    scaled = logs.astype(np.float64) / np.reshape(temperature, (-1, 1))
+    shifted = scaled - scaled.max(axis=1, keepdims=True)
+    result: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
 
 
 def calibrate(evaluation: Evaluation, bins: int = DEFAULT_BINS, binning: str = "equal_width") -> Calibration:
@@ -171,46 +173,26 @@ def calibrate(evaluation: Evaluation, bins: int = DEFAULT_BINS, binning: str = "
         InvalidArgumentError: see `reliability`.
         FailedPreconditionError: fewer than two pictures, or a single class.
     """
-    probabilities, targets = evaluation.probabilities, evaluation.targets
-    before = reliability(probabilities, targets, bins, binning)
+    logs, targets = evaluation.log_probabilities, evaluation.targets
+    before = reliability(logs, targets, bins, binning)
     if len(targets) < _FOLDS:
         raise FailedPreconditionError("calibration: got 1 picture, expected 2: one to fit, one to measure")
     fold = np.arange(len(targets)) % _FOLDS  # pictures of a class stand together, so both halves have every class
     temperatures = np.empty(len(targets))
     for i in range(_FOLDS):
-        temperatures[fold == i] = fit_temperature(probabilities[fold != i], targets[fold != i])
-    temperature = fit_temperature(probabilities, targets)
+        temperatures[fold == i] = fit_temperature(logs[fold != i], targets[fold != i])
+    temperature = fit_temperature(logs, targets)
     at_limit = not 1.001 * LOWEST_TEMPERATURE < temperature < 0.999 * HIGHEST_TEMPERATURE
-    after = reliability(at_temperature(probabilities, temperatures), targets, bins, binning)
+    after = reliability(at_temperature(logs, temperatures), targets, bins, binning)
     return Calibration(before, after, temperature, at_limit)
 
 
-def _require_two_classes(probabilities: Floats) -> None:
-    pictures, classes = probabilities.shape
+def _require_two_classes(logs: Floats) -> None:
+    pictures, classes = logs.shape
     if not pictures:
         raise FailedPreconditionError("calibration: got no pictures, expected some")
     if classes < 2:
         raise FailedPreconditionError("calibration: the model has 1 class and is always sure; expected 2 or more")
-
-
-def _logits(probabilities: Floats) -> npt.NDArray[np.float64]:
-    """Up to a constant of each row; a probability that float32 rounds to zero counts as the smallest it has."""
-    logits: npt.NDArray[np.float64] = np.log(
-        np.maximum(probabilities.astype(np.float64), float(np.finfo(np.float32).tiny))
-    )
-    return logits
-
-
-def _softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: npt.NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-    return result
-
-
-def _loss(logits: npt.NDArray[np.float64], targets: Indices) -> float:
-    highest = logits.max(axis=1)
-    log_sums = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=1))
-    return float((log_sums - logits[np.arange(len(targets)), targets]).mean())
 
 
 def _mean(values: npt.NDArray[np.generic]) -> float:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 
 from pyserve.data.tensors import load_part
 from pyserve.errors import CancelledError, FailedPreconditionError
@@ -53,13 +52,15 @@ def evaluate(
     rows = []
     for begin in range(0, len(data.labels), _BATCH_IMAGES):
         _ask(should_stop, begin, len(data.labels))
-        rows.append(predictor.probabilities(torch.as_tensor(data.images[begin : begin + _BATCH_IMAGES])))
+        rows.append(predictor.log_probabilities(data.images[begin : begin + _BATCH_IMAGES]))
+    logs = np.concatenate(rows)
     return Evaluation(
-        probabilities=np.concatenate(rows),
+        probabilities=np.exp(logs),
         targets=to_model[data.labels.numpy()],
         paths=tuple(item.path for item in data.items),
         labels=predictor.labels,
         root=manifest.root,
+        exact_logs=logs,
     )
 
 

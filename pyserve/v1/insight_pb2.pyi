@@ -500,7 +500,7 @@ class CalibrationResponse(_message.Message):
     model_temperature: _builtins.float
     """The temperature that the model has."""
     at_limit: _builtins.bool
-    """True: the best temperature lies beyond 0.05…20, for the model is always right, or no better than chance."""
+    """True: the best temperature lies beyond 0.01…100, for the model is always right, or no better than chance."""
     @_builtins.property
     def before(self) -> Global___Reliability:
         """The model as it is."""

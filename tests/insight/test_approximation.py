@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from pyserve.errors import CancelledError, InvalidArgumentError
-from pyserve.insight.approximation import TARGETS, least_squares, stairs, width_against_depth
+from pyserve.insight.approximation import (
+    TARGETS,
+    Model,
+    _Network,
+    _shapes,
+    _Steps,
+    least_squares,
+    stairs,
+    width_against_depth,
+)
 from pyserve.spec import APPROXIMATION_TARGETS
 
 
@@ -17,7 +26,7 @@ def test_least_squares_of_a_straight_problem() -> None:
     y = torch.randn(30, generator=generator, dtype=torch.float64)
     expected = torch.linalg.lstsq(a, y[:, None]).solution[:, 0]
     starts = torch.randn(3, 4, generator=generator, dtype=torch.float64) * 10
-    found, errors = least_squares(lambda p: a @ p, starts, y, 30)
+    found, errors = least_squares(lambda p: (p @ a.T, a.expand(len(p), -1, -1)), starts, y, 30)
     assert (found - expected).abs().max() < 1e-6
     assert errors == pytest.approx(float((a @ expected - y).square().mean().sqrt()))
 
@@ -25,14 +34,29 @@ def test_least_squares_of_a_straight_problem() -> None:
 def test_least_squares_of_a_curved_problem_never_gets_worse() -> None:
     """Rosenbrock's valley, whose least is at (1, 1)."""
 
-    def output(p: torch.Tensor) -> torch.Tensor:
-        return torch.stack([10 * (p[1] - p[0] ** 2), 1 - p[0]])
+    def output(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values = torch.stack([10 * (p[:, 1] - p[:, 0] ** 2), 1 - p[:, 0]], dim=1)
+        one, zero = torch.ones(len(p), dtype=torch.float64), torch.zeros(len(p), dtype=torch.float64)
+        rows = [torch.stack(row, dim=1) for row in ([-20 * p[:, 0], 10 * one], [-one, zero])]
+        return values, torch.stack(rows, dim=1)
 
     starts = torch.tensor([[-1.2, 1.0], [3.0, -2.0]], dtype=torch.float64)
     zero = torch.zeros(2, dtype=torch.float64)
     errors = [least_squares(output, starts, zero, n)[1] for n in (0, 5, 60)]
     assert ((errors[1] <= errors[0]) & (errors[2] <= errors[1])).all()
     assert least_squares(output, starts, zero, 60)[0] == pytest.approx(np.ones((2, 2)), abs=1e-6)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_derivatives_are_those_of_autograd(depth: int) -> None:
+    x = torch.linspace(0, 1, 9, dtype=torch.float64)
+    shapes = _shapes(depth, 4)
+    models: list[Model] = [_Network(x, tuple(shapes)), _Steps(x, 3, 7.0)]
+    for model, size in zip(models, (sum(a * b for a, b in shapes), 7), strict=True):
+        p = torch.randn(2, size, generator=torch.Generator().manual_seed(depth), dtype=torch.float64)
+        for i in range(2):
+            expected = torch.autograd.functional.jacobian(lambda v, model=model: model(v[None])[0][0], p[i])
+            assert (model(p)[1][i] - expected).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -97,5 +121,7 @@ def test_bad_questions() -> None:
         width_against_depth("sine", 0)
     with pytest.raises(InvalidArgumentError, match="depths: got 5, expected 1 to 4"):
         width_against_depth("sine", 0.1, (1, 5))
+    with pytest.raises(CancelledError, match="stopped after 0 of them"):
+        stairs("sine", [3], lambda: True)
     with pytest.raises(CancelledError, match="stopped after 0 of them"):
         width_against_depth("sine", 0.1, (1,), lambda: True)

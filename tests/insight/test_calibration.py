@@ -40,7 +40,7 @@ def drawn(count: int, temperature: float, classes: int = 4) -> tuple[np.ndarray,
 def test_bins_of_equal_width_by_hand() -> None:
     probabilities = two_classes([0.55, 0.59, 0.62, 0.95, 1.0, 1.0])
     targets = np.array([0, 1, 0, 0, 0, 1])
-    found = reliability(probabilities, targets, bins=5)
+    found = reliability(np.log(np.maximum(probabilities, 1e-30)), targets, bins=5)
     assert [b.count for b in found.bins] == [0, 0, 2, 1, 3]
     assert [(b.low, b.high) for b in found.bins] == [pytest.approx((i / 5, (i + 1) / 5)) for i in range(5)]
     assert found.bins[2].confidence == pytest.approx(0.57)
@@ -54,14 +54,14 @@ def test_bins_of_equal_width_by_hand() -> None:
 
 
 def test_an_edge_belongs_to_the_lower_bin() -> None:
-    found = reliability(two_classes([0.75, 0.8]), np.zeros(2, np.int64), bins=4)
+    found = reliability(np.log(two_classes([0.75, 0.8])), np.zeros(2, np.int64), bins=4)
     assert [b.count for b in found.bins] == [0, 0, 1, 1]
 
 
 def test_bins_of_equal_mass_by_hand() -> None:
     probabilities = two_classes([0.99, 0.55, 0.6, 0.9, 0.8, 0.7])
     targets = np.array([0, 0, 1, 0, 1, 0])
-    found = reliability(probabilities, targets, bins=3, binning="equal_mass")
+    found = reliability(np.log(probabilities), targets, bins=3, binning="equal_mass")
     assert [b.count for b in found.bins] == [2, 2, 2]
     assert [b.confidence for b in found.bins] == [pytest.approx(v) for v in (0.575, 0.75, 0.945)]
     assert [b.accuracy for b in found.bins] == [0.5, 0.5, 1.0]
@@ -73,7 +73,7 @@ def test_bins_of_equal_mass_by_hand() -> None:
 @pytest.mark.parametrize("count", [1, 2, 7, 100])
 def test_every_picture_is_in_one_bin(binning: str, count: int) -> None:
     probabilities, targets = drawn(count, 1.0)
-    found = reliability(probabilities, targets, 15, binning)
+    found = reliability(np.log(probabilities), targets, 15, binning)
     assert sum(b.count for b in found.bins) == count
     assert sum(b.accuracy * b.count for b in found.bins if b.count) == pytest.approx(
         (probabilities.argmax(axis=1) == targets).sum()
@@ -86,12 +86,12 @@ def test_every_picture_is_in_one_bin(binning: str, count: int) -> None:
 @pytest.mark.parametrize("true", [0.4, 1.0, 2.5])
 def test_the_temperature_is_the_one_that_the_targets_were_drawn_at(true: float) -> None:
     probabilities, targets = drawn(40_000, true)
-    assert fit_temperature(probabilities, targets) == pytest.approx(true, rel=0.03)
+    assert fit_temperature(np.log(probabilities), targets) == pytest.approx(true, rel=0.03)
 
 
 def test_the_temperature_has_the_least_loss() -> None:
     probabilities, targets = drawn(300, 1.7)
-    found = fit_temperature(probabilities, targets)
+    found = fit_temperature(np.log(probabilities), targets)
 
     def loss(temperature: float) -> float:
         powers = probabilities.astype(np.float64) ** (1 / temperature)
@@ -117,9 +117,9 @@ def test_after_is_measured_on_pictures_that_were_not_fitted() -> None:
     probabilities = two_classes([0.9, 0.6] * 50)
     targets = np.array([0, 1] * 50)  # even pictures: always right; odd ones: always wrong
     found = calibrate(Evaluation(probabilities, targets, tuple(map(str, range(100))), ("a", "b")))
-    of_even = at_temperature(two_classes([0.9]), HIGHEST_TEMPERATURE)[0, 0]  # what the odd ones ask for
-    of_odd = at_temperature(two_classes([0.6]), LOWEST_TEMPERATURE)[0, 1]
-    assert found.after.loss == pytest.approx(-(math.log(of_even) + math.log(of_odd)) / 2, rel=1e-2)
+    of_even = at_temperature(np.log(two_classes([0.9])), HIGHEST_TEMPERATURE)[0, 0]  # what the odd ones ask for
+    of_odd = at_temperature(np.log(two_classes([0.6])), LOWEST_TEMPERATURE)[0, 1]
+    assert found.after.loss == pytest.approx(-(of_even + of_odd) / 2, rel=1e-2)
     assert found.after.loss > found.before.loss
 
 
@@ -142,12 +142,22 @@ def test_a_probability_of_zero_does_no_harm() -> None:
 def test_errors_say_what_was_expected() -> None:
     probabilities, targets = drawn(10, 1.0)
     with pytest.raises(InvalidArgumentError, match=r"binning: got 'odd', expected one of equal_width, equal_mass"):
-        reliability(probabilities, targets, binning="odd")
+        reliability(np.log(probabilities), targets, binning="odd")
     with pytest.raises(InvalidArgumentError, match="bins: got 0, expected 1 to 100"):
-        reliability(probabilities, targets, bins=0)
+        reliability(np.log(probabilities), targets, bins=0)
     with pytest.raises(FailedPreconditionError, match="has 1 class"):
         calibrate(Evaluation(np.ones((3, 1), np.float32), np.zeros(3, np.int64), ("x", "y", "z"), ("a",)))
     with pytest.raises(FailedPreconditionError, match="got 1 picture"):
         calibrate(Evaluation(probabilities[:1], targets[:1], ("x",), ("a", "b", "c", "d")))
     with pytest.raises(FailedPreconditionError, match="got no pictures"):
-        reliability(probabilities[:0], targets[:0])
+        reliability(np.log(probabilities[:0]), targets[:0])
+
+
+def test_logarithms_that_are_known_exactly_count() -> None:
+    """Two wrong answers that float32 cannot tell apart: −100 and −900; at temperature 10 they differ."""
+    logs = np.array([[0, -100.0], [0, -900.0], [0, -5.0], [0, -5.0]])
+    targets = np.array([1, 1, 0, 0])
+    rounded = Evaluation(np.exp(logs).astype(np.float32), targets, tuple("wxyz"), ("a", "b"))
+    exact = Evaluation(np.exp(logs).astype(np.float32), targets, tuple("wxyz"), ("a", "b"), exact_logs=logs)
+    assert calibrate(exact).before.loss == pytest.approx(250)
+    assert calibrate(rounded).before.loss < 50

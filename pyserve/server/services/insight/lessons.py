@@ -94,7 +94,7 @@ class LessonCalls(InsightCalls):
 
         target = request.target or "waves"
         tolerance = request.tolerance if request.HasField("tolerance") else DEFAULT_TOLERANCE
-        found = stairs(target, request.steps or DEFAULT_STAIRS)
+        found = stairs(target, request.steps or DEFAULT_STAIRS, should_stop)
         against = width_against_depth(target, tolerance, request.depths or DEFAULT_DEPTHS, should_stop)
         drawn = [
             *figures.stairs(
