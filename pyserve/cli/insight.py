@@ -225,8 +225,9 @@ def duplicates(
     dataset: Dataset = "",
     part: EitherPart = None,
     least_correlation: Annotated[
-        float, typer.Option(min=-1, max=1, help="How alike the pixels' details must be.")
-    ] = 0.7,
+        float | None,
+        typer.Option(min=-1, max=1, help="How alike the pixels' details must be; default: 0.7 or more."),
+    ] = None,
     count: Annotated[int, typer.Option(min=1, max=300, help="How many pairs.")] = 30,
     output: Output = None,
     address: Address = DEFAULT_ADDRESS,
@@ -245,7 +246,7 @@ def duplicates(
     def show() -> None:
         rows = [(*_picture(p.first), *_picture(p.second), p.correlation) for p in answer.pairs]
         print_table(("picture", "label", "part", "the same as", "label", "part", "correlation"), rows)
-        print_facts({"pairs": answer.found})
+        print_facts({"pairs": answer.found, "least correlation": answer.least_correlation})
 
     tell(answer, output, as_json, show)
 

@@ -126,7 +126,8 @@ class InsightCalls(CallsBase):
         """Pictures that show the same; a `part` of None means both.
 
         Args:
-            least_correlation: how alike the pixels' details must be, −1…1; the server's default is 0.7.
+            least_correlation: how alike the pixels' details must be, −1…1; default: 0.7, or more where all
+                pictures are alike.
             count: how many pairs; the server's default is 30.
         """
         request = insight_pb2.DuplicatesRequest(

@@ -15,7 +15,10 @@ from pyserve.errors import CancelledError, InvalidArgumentError
 from pyserve.insight.neighbours import Neighbours, ShouldStop
 
 NEIGHBOURS = 5  # candidates for each picture
-DEFAULT_LEAST_CORRELATION = 0.7
+_LEAST, _MOST = 0.7, 0.99  # correlation of copies, whatever the pictures
+_DEVIATIONS = 5
+_MAD_TO_SD = 1.4826  # median absolute deviation of a normal distribution to its standard deviation
+_NEARLY_ONE = 1 - 1e-6
 _PAIRS_AT_ONCE = 256
 _LARGEST_SHIFT = 3  # pixels of a thumbnail, each way
 _SCALES = (0.95, 0.9, 0.85, 0.8)  # of a cropped copy: this share of the other picture's side
@@ -32,13 +35,21 @@ class Duplicate:
     correlation: float  # of the thumbnails' details, −1…1
 
 
+@dataclass(frozen=True)
+class Duplicates:
+    """Pairs of pictures that show the same, the surest first."""
+
+    pairs: tuple[Duplicate, ...]
+    least_correlation: float  # of those
+
+
 def duplicates(
     neighbours: Neighbours,
     thumbnails: npt.NDArray[np.uint8],
-    least_correlation: float = DEFAULT_LEAST_CORRELATION,
+    least_correlation: float | None = None,
     should_stop: ShouldStop | None = None,
-) -> list[Duplicate]:
-    """Pairs of pictures that show the same, the surest first.
+) -> Duplicates:
+    """Find pictures that show the same.
 
     Neighbours in feature space are the candidates: a network hardly minds that a copy was recompressed, resized,
     cropped, mirrored or recoloured. It minds as little which of two black cats it sees, so a pair counts only
@@ -48,28 +59,50 @@ def duplicates(
     Args:
         neighbours: of N pictures.
         thumbnails: grey, [N, T, T].
-        least_correlation: of a pair that counts. Different pictures stayed below 0.65 in 11,420 pairs of
-            neighbours (cats and dogs); copies are above 0.8, but for those rotated by 5 degrees: 0.4 to 0.7.
+        least_correlation: of a pair that counts; None: see `usual_threshold`.
         should_stop: asked now and then; True ends the work.
 
     Raises:
         InvalidArgumentError: a correlation out of range.
         CancelledError: `should_stop` said so.
     """
-    if not -1 <= least_correlation <= 1:
+    if least_correlation is not None and not -1 <= least_correlation <= 1:
         raise InvalidArgumentError.field("least_correlation", least_correlation, "-1 to 1")
     pairs = _pairs(neighbours)
     pixels = torch.from_numpy(thumbnails).float()
-    found = []
+    found: list[float] = []
     for begin in range(0, len(pairs), _PAIRS_AT_ONCE):
         if should_stop is not None and should_stop():
             raise CancelledError(f"the search for duplicates was stopped after {begin} of {len(pairs)} pairs")
         chunk = pairs[begin : begin + _PAIRS_AT_ONCE]
         first, second = (pixels[[pair[i] for pair in chunk]] for i in (0, 1))
-        for (i, j, similarity), correlation in zip(chunk, correlations(first, second).tolist(), strict=True):
-            if correlation >= least_correlation:
-                found.append(Duplicate(i, j, similarity, correlation))
-    return sorted(found, key=lambda d: (-d.correlation, d.first, d.second))
+        found += correlations(first, second).tolist()
+    least = usual_threshold(np.array(found)) if least_correlation is None else least_correlation
+    kept = [
+        Duplicate(i, j, similarity, correlation)
+        for (i, j, similarity), correlation in zip(pairs, found, strict=True)
+        if correlation >= least
+    ]
+    return Duplicates(tuple(sorted(kept, key=lambda d: (-d.correlation, d.first, d.second))), least)
+
+
+def usual_threshold(found: npt.NDArray[np.float64]) -> float:
+    """The correlation from which on pairs of neighbours are copies.
+
+    0.7 for photographs: different ones stayed below 0.65 in 11,420 pairs (cats and dogs), copies are above 0.8,
+    but for those rotated by 5 degrees (0.4 to 0.7). More where all pictures are alike, as digits are: five
+    robust standard deviations above the neighbours' median, in Fisher's z (atanh), in which correlations are
+    about normal.
+
+    Args:
+        found: correlations of all neighbours.
+    """
+    if not len(found):
+        return _LEAST
+    z = np.arctanh(np.clip(found, -_NEARLY_ONE, _NEARLY_ONE))
+    median = float(np.median(z))
+    deviation = _MAD_TO_SD * float(np.median(np.abs(z - median)))
+    return float(min(max(_LEAST, np.tanh(median + _DEVIATIONS * deviation)), _MOST))
 
 
 def correlations(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 if TYPE_CHECKING:
     from pyserve.insight.figures import FigureFile
+
+_LARGE_BYTES = 200_000
+_QUALITY = 85
 
 
 @dataclass(frozen=True)
@@ -95,10 +101,21 @@ def _one_of_each(figures: Sequence[FigureFile]) -> list[FigureFile]:
 
 
 def _figure(figure: FigureFile, title: str) -> str:
-    data = base64.b64encode(figure.data).decode()
+    media_type, content = _compact(figure)
+    data = base64.b64encode(content).decode()
     name = figure.name.rpartition(".")[0].replace("_", " ")
     alt = html.escape(f"{title}: {name}")
-    return f'<figure><img alt="{alt}" src="data:{figure.media_type};base64,{data}"></figure>'
+    return f'<figure><img alt="{alt}" src="data:{media_type};base64,{data}"></figure>'
+
+
+def _compact(figure: FigureFile) -> tuple[str, bytes]:
+    """Photographs as WebP: a page of PNGs of them would have tens of megabytes."""
+    if figure.media_type != "image/png" or len(figure.data) < _LARGE_BYTES:
+        return figure.media_type, figure.data
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(figure.data)) as image:
+        image.convert("RGB").save(buffer, "WEBP", quality=_QUALITY)
+    return "image/webp", buffer.getvalue()
 
 
 def _anchor(index: int) -> str:

@@ -765,9 +765,7 @@ class DuplicatesRequest(_message.Message):
     part: _common_pb2.Part.ValueType
     """Default: both parts."""
     least_correlation: _builtins.float
-    """How alike the pixels' details must be, −1…1; default 0.7. Different pictures are below 0.65, most copies above
-    0.8.
-    """
+    """How alike the pixels' details must be, −1…1; default: 0.7, and more where all pictures are alike."""
     count: _builtins.int
     """How many pairs; default 30, at most 300."""
     def __init__(
@@ -801,8 +799,11 @@ class DuplicatesResponse(_message.Message):
     PAIRS_FIELD_NUMBER: _builtins.int
     FOUND_FIELD_NUMBER: _builtins.int
     FIGURES_FIELD_NUMBER: _builtins.int
+    LEAST_CORRELATION_FIELD_NUMBER: _builtins.int
     found: _builtins.int
     """How many there are in all."""
+    least_correlation: _builtins.float
+    """How alike the pixels' details are at least."""
     @_builtins.property
     def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___DuplicatePair]:
         """The surest first."""
@@ -817,10 +818,11 @@ class DuplicatesResponse(_message.Message):
         pairs: _abc.Iterable[Global___DuplicatePair] | None = ...,
         found: _builtins.int = ...,
         figures: _abc.Iterable[_common_pb2.Figure] | None = ...,
+        least_correlation: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "found", b"found", "pairs", b"pairs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "found", b"found", "least_correlation", b"least_correlation", "pairs", b"pairs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

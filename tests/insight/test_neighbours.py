@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pyserve.errors import CancelledError, FailedPreconditionError, InvalidArgumentError
-from pyserve.insight.duplicates import correlations, duplicates
+from pyserve.insight.duplicates import correlations, duplicates, usual_threshold
 from pyserve.insight.labels import LabelIssue, label_issues, neighbour_count
 from pyserve.insight.neighbours import Neighbours, nearest
 
@@ -136,8 +136,8 @@ def test_copies_are_found_and_others_are_not(kind: str) -> None:
     """The features say that all pictures are alike; the pixels say which are the same."""
     originals = [photo(seed) for seed in range(8)]
     thumbnails = np.stack([thumbnail(p) for p in [*originals, COPIES[kind](originals[5])]])
-    found = duplicates(nearest(np.ones((9, 4)), 8), thumbnails)
-    same = duplicates(Neighbours(np.array([[8]] * 8 + [[5]]), np.ones((9, 1), np.float32)), thumbnails)
+    found = duplicates(nearest(np.ones((9, 4)), 8), thumbnails).pairs
+    same = duplicates(Neighbours(np.array([[8]] * 8 + [[5]]), np.ones((9, 1), np.float32)), thumbnails).pairs
     assert [(d.first, d.second) for d in found if d.second == 8] in ([(5, 8)], [])  # 5 nearest only are candidates
     assert [(d.first, d.second) for d in same] == [(5, 8)]
     assert same[0].correlation > 0.75
@@ -166,6 +166,16 @@ def test_correlation_against_a_sum_over_pixels() -> None:
     expected = np.corrcoef(centre.ravel(), window.ravel())[0, 1]
     assert expected > 0.9
     assert got == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_threshold_rises_where_all_pictures_are_alike() -> None:
+    """Photographs: neighbours at about 0.25, with a small deviation in Fisher's z; digits: at 0.8, and a large one."""
+    rng = np.random.default_rng(0)
+    photographs, digits = (np.tanh(rng.normal(np.arctanh(m), s, 5000)) for m, s in ((0.25, 0.08), (0.8, 0.25)))
+    assert usual_threshold(photographs) == 0.7
+    assert usual_threshold(digits) == pytest.approx(np.tanh(np.arctanh(0.8) + 5 * 0.25), abs=0.01)
+    assert usual_threshold(np.ones(10)) == 0.99
+    assert usual_threshold(np.array([])) == 0.7
 
 
 def test_bad_correlation_and_stopping() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 from html.parser import HTMLParser
 
 import numpy as np
+from PIL import Image
 
-from pyserve.insight.figures import confusion_matrix
+from pyserve.insight.figures import FigureFile, confusion_matrix
 from pyserve.insight.report import Page, Section, Table, render
 
 EVIL = '<script>alert("x")</script> & more'
@@ -68,6 +70,23 @@ def test_of_a_figures_two_forms_the_smaller_one_is_embedded() -> None:
     smaller = min(figures, key=lambda f: len(f.data))
     assert html.count("<img") == 1
     assert f"data:{smaller.media_type};base64,{base64.b64encode(smaller.data).decode()}" in html
+
+
+def test_photographs_are_embedded_small_and_whole() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (600, 400, 3), dtype=np.uint8)
+    smooth = Image.fromarray(pixels[:30, :20]).resize((400, 600), Image.Resampling.BICUBIC)
+    noisy = Image.blend(smooth, Image.fromarray(pixels), 0.1)
+    buffer = io.BytesIO()
+    noisy.save(buffer, "PNG")
+    figure = FigureFile("photo.png", "image/png", buffer.getvalue())
+    html = render(Page("t", "s", [Section("A figure", figures=[figure])]))
+    match = re.search(r"data:image/webp;base64,([^\"]*)", html)
+    assert match is not None
+    data = base64.b64decode(match[1])
+    assert len(data) < len(figure.data) / 3
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.size == noisy.size
+        assert np.abs(np.asarray(image.convert("RGB")).astype(int) - np.asarray(noisy)).mean() < 12
 
 
 def test_links_lead_to_their_sections() -> None:

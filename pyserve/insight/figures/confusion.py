@@ -9,7 +9,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pyserve.errors import InvalidArgumentError
 from pyserve.insight.figures.style import (
@@ -21,6 +21,7 @@ from pyserve.insight.figures.style import (
     label_texts,
     new_figure,
     percent,
+    short,
 )
 
 _POINTS_PER_INCH = 72
@@ -151,27 +152,29 @@ def comparison(
     texts = label_texts(labels, 16)
     margin_in = 0.6 + 0.085 * max(len(t) for t in texts)
     cell_in = min((_COMPARED_WIDTH_IN - margin_in - 1.2) / 3 / classes, _MAX_CELL_IN)
-    built = new_figure(cell_in * classes + margin_in + 1.3, _COMPARED_WIDTH_IN)
+    built = new_figure(cell_in * classes + margin_in + 1.0, _COMPARED_WIDTH_IN)
     panels = built.subplots(1, 3)
     for axes, matrix, name in zip(panels, (before, after), names, strict=False):
         shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
         norm = PowerNorm(_GAMMA, vmin=0.0, vmax=1.0)
         axes.imshow(shares, cmap=even_colours(), norm=norm, interpolation="nearest", aspect="equal")
         _write_numbers(axes, matrix, shares, cell_in)
-        axes.set_title(f"{name}: {_summary(matrix)}", fontsize=10)
+        axes.set_title(f"{short(name, 34)}\n{_summary(matrix)}", fontsize=10)
     change = after - before
     most = max(int(np.abs(change).max()), 1)
     image = panels[2].imshow(
         change, cmap=diverging_colours(), vmin=-most, vmax=most, interpolation="nearest", aspect="equal"
     )
     _write_change(panels[2], change, cell_in)
-    panels[2].set_title("change, pictures", fontsize=10)
+    panels[2].set_title("change\nin pictures", fontsize=10)
     for axes in panels:
         _decorate(axes, texts, cell_in)
     for axes in panels[1:]:
         axes.set_ylabel("")
     bar = built.colorbar(image, ax=panels[2], shrink=0.8, pad=0.02)
     bar.set_label("fewer   ←   pictures   →   more", fontsize=9)
+    bar.locator = MaxNLocator(integer=True)
+    bar.update_ticks()
     bar.outline.set_visible(False)
     built.suptitle(title, x=0.01, ha="left", fontsize=13)
     return built

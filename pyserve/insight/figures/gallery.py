@@ -95,7 +95,8 @@ def _grid(tiles: Sequence[Tile]) -> _Grid:
     forms = [t.picture.shape[0] / t.picture.shape[1] for t in tiles if t.picture is not None and t.picture.size]
     form = min(max(statistics.median(forms), 0.7), 1.3) if forms else 1.0
     ideal = math.sqrt(len(tiles) * 1.1 * form)
-    candidates = range(max(math.floor(ideal), 3), max(math.ceil(ideal) + 1, 3) + 1)
+    fewest = 3 if len(tiles) <= 9 else 4
+    candidates = range(max(math.floor(ideal), fewest), max(math.ceil(ideal) + 1, fewest) + 1)
     columns = min(min(candidates, key=lambda c: (-len(tiles) % c, abs(c - ideal))), _MAX_COLUMNS)
     width_in = (WIDTH_IN - 2 * BORDER_IN - (columns - 1) * _GAP_IN) / columns
     return _Grid(columns, width_in, width_in * form, min(10.5, max(5.5, width_in * 5.2)))

@@ -22,6 +22,7 @@ from pyserve.insight.figures.tiles import BORDER_IN, HEADER_IN, draw_tile, tile_
 _LABEL_IN = 0.27
 _BLOCK_GAP_IN = 0.3
 _PAIR_GAP_IN = 0.08  # between the projections and the pictures of a block
+_MOST_BESIDE = 5  # epochs whose projections and pictures stand side by side
 _ENERGY = 0.9  # of a projection, that a cut-out must hold
 _LEAST_SIDE = 40  # pixels of a cut-out
 _FINE_SIDE = 16  # pixels; up to here single pixels are shown
@@ -97,25 +98,26 @@ def evolution(
         raise InvalidArgumentError.field(
             "rows", f"{len(rows)} feature maps", f"some, each with {len(epochs)} pairs"
         )
-    name_in = 1.15
-    side_in = min((WIDTH_IN - 2 * BORDER_IN - name_in) / len(epochs), 1.3)
-    height_in = HEADER_IN + _LABEL_IN + len(rows) * (2 * side_in + 0.14) + BORDER_IN
+    name_in, room_in = 1.15, (WIDTH_IN - 2 * BORDER_IN - 1.15) / len(epochs)
+    beside = len(epochs) <= _MOST_BESIDE
+    side_in = min(room_in / 2 - _PAIR_GAP_IN, 1.3) if beside else room_in
+    step_in = (1 if beside else 2) * side_in + 0.14
+    height_in = HEADER_IN + _LABEL_IN + len(rows) * step_in + BORDER_IN
     explanation = (
-        f"above: the strongest activation on the validation part, projected back to pixels ({rule}); "
-        "below: where that is"
+        f"{'left' if beside else 'above'}: the strongest activation, projected back to pixels ({rule}); "
+        f"{'right' if beside else 'below'}: where in which picture that is"
     )
     built, axes = tile_canvas(height_in, title, explanation)
     for column, epoch in enumerate(epochs):
-        centre = BORDER_IN + name_in + (column + 0.5) * side_in
-        axes.text(
-            centre, HEADER_IN + _LABEL_IN / 2, f"epoch {epoch}", fontsize=9, ha="center", va="center", color=INK
-        )
+        left = BORDER_IN + name_in + column * room_in
+        axes.text(left, HEADER_IN + _LABEL_IN / 2, f"epoch {epoch}", fontsize=9, va="center", color=INK)
     for row, (name, pairs) in enumerate(rows):
-        top = HEADER_IN + _LABEL_IN + row * (2 * side_in + 0.14)
-        axes.text(BORDER_IN, top + side_in, drawable(name), fontsize=9, va="center", color=INK)
+        top = HEADER_IN + _LABEL_IN + row * step_in
+        axes.text(BORDER_IN, top + step_in / 2, drawable(name), fontsize=9, va="center", color=INK)
         for column, pair in enumerate(pairs):
-            left = BORDER_IN + name_in + column * side_in
-            _draw_pair(axes, pair, (left, top), (left, top + side_in), side_in)
+            left = BORDER_IN + name_in + column * room_in
+            second = (left + side_in, top) if beside else (left, top + side_in)
+            _draw_pair(axes, pair, (left, top), second, side_in)
     return built
 
 

@@ -51,7 +51,7 @@ class Shown:
     """A picture that a call is about."""
 
     batch: torch.Tensor  # uint8 [1, 3, presize, presize]
-    name: str
+    of: str = ""  # for titles: ", cats/1.jpg"
 
 
 class Looker:
@@ -142,14 +142,14 @@ class Looker:
             manifest = self.manifest(model, dataset)
             item = _item(manifest, picture.path)
             pixels = self._decode(Path(manifest.root, item.path), presize, f"{manifest.name}: {item.path}")
-            return Shown(torch.from_numpy(pixels)[None], item.path)
+            return Shown(torch.from_numpy(pixels)[None], f", {item.path}")
         if not picture.image:
             raise InvalidArgumentError.field("picture", "none", "an encoded image, or a path inside the dataset")
         try:
             pixels = decode_square(picture.image, presize, max_pixels=self.max_image_pixels)
         except DataError as error:
             raise unusable("picture.image", error) from error
-        return Shown(torch.from_numpy(pixels)[None], "the picture")
+        return Shown(torch.from_numpy(pixels)[None])
 
     def _decode(self, path: Path, presize: int, name: str) -> npt.NDArray[np.uint8]:
         try:

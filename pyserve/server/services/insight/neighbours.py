@@ -6,7 +6,7 @@ from typing import Any
 
 from pyserve.data.manifest import Part
 from pyserve.errors import InvalidArgumentError
-from pyserve.insight.duplicates import DEFAULT_LEAST_CORRELATION, NEIGHBOURS, Duplicate, duplicates
+from pyserve.insight.duplicates import NEIGHBOURS, Duplicate, duplicates
 from pyserve.insight.embedding import Embedding
 from pyserve.insight.labels import LabelIssue, label_issues, neighbour_count
 from pyserve.insight.neighbours import nearest
@@ -42,8 +42,8 @@ class NeighbourCalls(InsightCalls):
         which = parts(request.part)
         count = request.count if request.HasField("count") else DEFAULT_PAIRS
         validate.in_range(count, 1, MAX_PAIRS, "count")
-        least = request.least_correlation if request.HasField("least_correlation") else DEFAULT_LEAST_CORRELATION
-        if not -1 <= least <= 1:
+        least = request.least_correlation if request.HasField("least_correlation") else None
+        if least is not None and not -1 <= least <= 1:
             raise InvalidArgumentError.field("least_correlation", least, "-1 to 1")
         return await self.run(context, lambda stop: self._duplicates(model, dataset, which, least, count, stop))
 
@@ -80,7 +80,7 @@ class NeighbourCalls(InsightCalls):
         model: str,
         dataset: str,
         which: tuple[Part, ...],
-        least: float,
+        least: float | None,
         count: int,
         should_stop: ShouldStop,
     ) -> insight_pb2.DuplicatesResponse:
@@ -88,7 +88,9 @@ class NeighbourCalls(InsightCalls):
         from pyserve.insight.figures import duplicates as draw
 
         found = self.looker.embed(model, dataset, which, should_stop)
-        pairs = duplicates(nearest(found.features, NEIGHBOURS, should_stop), found.thumbnails, least, should_stop)
+        neighbours = nearest(found.features, NEIGHBOURS, should_stop)
+        copies = duplicates(neighbours, found.thumbnails, least, should_stop)
+        pairs = copies.pairs
         shown = pairs[: min(count, _SHOWN_PAIRS)]
         pictures = self.pictures(found.root, [found.paths[i] for pair in shown for i in (pair.first, pair.second)])
         drawn = draw(
@@ -110,6 +112,7 @@ class NeighbourCalls(InsightCalls):
             ],
             found=len(pairs),
             figures=convert.figures(drawn),
+            least_correlation=copies.least_correlation,
         )
 
 

@@ -124,7 +124,7 @@ class NetworkCalls(InsightCalls):
         count = optional(request, "count")
         found = feature_maps(probe, shown.batch, layer, request.channels, SHOWN_MAPS if count is None else count)
         self._check_size(found.maps.nbytes, "channels")
-        drawn = draw(found.maps, found.channels, found.picture, title=f"Feature maps of {layer}: {shown.name}")
+        drawn = draw(found.maps, found.channels, found.picture, title=f"Feature maps of {layer}{shown.of}")
         return insight_pb2.FeatureMapsResponse(
             layer=_layer(found.layer, receptive_fields(probe)[layer].size(probe.input_size)),
             channels=found.channels,

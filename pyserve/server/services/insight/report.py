@@ -173,7 +173,7 @@ class ReportCalls(PredictionCalls, NeighbourCalls, NetworkCalls):
         return Section("Labels that are probably wrong", text, figures=_files(answer.figures))
 
     def _copies(self, asked: Question, stop: ShouldStop) -> Section:
-        answer = self._duplicates(asked.model, asked.dataset, ("train", "valid"), 0.7, _GALLERY, stop)
+        answer = self._duplicates(asked.model, asked.dataset, ("train", "valid"), None, _GALLERY, stop)
         title = "Pictures that show the same"
         return Section(title, f"{answer.found} pairs.", figures=_files(answer.figures) if answer.found else ())
 
