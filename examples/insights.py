@@ -1,7 +1,7 @@
 """Every look at a model that there is, on handwritten digits with planted mistakes; makes the pictures of docs/.
 
-    python examples/insights.py --output insights            about three minutes on two cores
-    python examples/insights.py --output docs/pictures       the pictures of docs/insight.md
+    python examples/insights.py --output insights                     about two minutes on two cores
+    python examples/insights.py --output docs/pictures --webp         the pictures of docs/insight.md
 
 Some digits get a wrong label and some are there twice before a server of its own gets them. It trains, finds the
 mistakes, corrects them, learns on from the old weights, and looks into the network that came out.
@@ -10,6 +10,7 @@ mistakes, corrects them, learns on from the old weights, and looks into the netw
 from __future__ import annotations
 
 import argparse
+import io
 import random
 import tempfile
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("insights"), help="folder for the figures")
     parser.add_argument("--epochs", type=int, default=10, help="of each training")
+    parser.add_argument("--webp", action="store_true", help="smaller files than PNG")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
@@ -44,7 +46,7 @@ def main() -> None:
             running_server(folder / "server", folder / "server.log", console) as address,
             Client(address) as client,
         ):
-            Looks(client, options.output, options.epochs).run(pictures, wrong)
+            Looks(client, options.output, options.epochs, webp=options.webp).run(pictures, wrong)
     console.print(f"figures and report.html are in {options.output}")
 
 
@@ -71,10 +73,11 @@ class Looks:
         client: of the server.
         output: where the figures go.
         epochs: of each training.
+        webp: figures as WebP.
     """
 
-    def __init__(self, client: Client, output: Path, epochs: int) -> None:
-        self.client, self.output, self.epochs = client, output, epochs
+    def __init__(self, client: Client, output: Path, epochs: int, *, webp: bool) -> None:
+        self.client, self.output, self.epochs, self.webp = client, output, epochs, webp
 
     def run(self, pictures: Pictures, wrong: set[str]) -> None:
         """All of them."""
@@ -83,7 +86,7 @@ class Looks:
         model = job.train_result.model
         self.predictions(model)
         corrected = self.corrections(model, dataset, wrong)
-        better = self.train(corrected, weights=model)
+        better = self.train(corrected, weights=model, freeze_batch_norm=False, learning_rate=1e-3)
         answer = self.client.compare_models(model, better.train_result.model)
         self.keep(answer.figures)
         console.print(f"learnt on: {answer.fixed} pictures became right, {answer.broken} became wrong")
@@ -100,9 +103,8 @@ class Looks:
                 dataset=dataset,
                 architecture="smallnet",
                 augment="none",
-                learning_rate=3e-3,
                 epochs=self.epochs,
-                **fields,
+                **{"learning_rate": 3e-3, **fields},
             )
             job = self.client.wait(job.name)
         if job.state != jobs_pb2.SUCCEEDED:
@@ -158,8 +160,14 @@ class Looks:
     def keep(self, figures: Sequence[common_pb2.Figure], prefix: str = "") -> None:
         """Save the PNG form of each."""
         for figure in figures:
-            if figure.media_type == "image/png":
-                (self.output / f"{prefix}{figure.name}").write_bytes(figure.data)
+            if figure.media_type != "image/png":
+                continue
+            path = self.output / f"{prefix}{figure.name}"
+            if self.webp:
+                with Image.open(io.BytesIO(figure.data)) as image:
+                    image.convert("RGB").save(path.with_suffix(".webp"), quality=80, method=6)
+            else:
+                path.write_bytes(figure.data)
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def test_correlation_against_a_sum_over_pixels() -> None:
 
 
 def test_the_threshold_rises_where_all_pictures_are_alike() -> None:
-    """Photographs: neighbours at about 0.25, with a small deviation in Fisher's z; digits: at 0.8, and a large one."""
+    """Photographs: neighbours at about 0.25, with a small deviation in Fisher's z; digits: 0.8, a large one."""
     rng = np.random.default_rng(0)
     photographs, digits = (np.tanh(rng.normal(np.arctanh(m), s, 5000)) for m, s in ((0.25, 0.08), (0.8, 0.25)))
     assert usual_threshold(photographs) == 0.7
