@@ -8,7 +8,7 @@ and the job control stay light.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -35,6 +35,19 @@ Precision = Literal["float32", "bfloat16"]
 Rule = Literal["valley", "knee", "steep", "slide", "minimum"]
 Mode = Literal["exponential", "doubling", "linear"]
 DEFAULT_RULE: Rule = "valley"
+ImageKernel = Literal[
+    "identity",
+    "sobel_top",
+    "sobel_bottom",
+    "sobel_left",
+    "sobel_right",
+    "emboss",
+    "sharpen",
+    "blur",
+    "outline",
+]
+IMAGE_KERNEL_NAMES: tuple[str, ...] = get_args(ImageKernel)
+APPROXIMATION_TARGETS = ("waves", "sine", "sawtooth", "jump")
 
 _DEFAULT_LEARNING_RATE = {"adamw": 1e-3, "sgd": 0.05}
 _DEFAULT_WEIGHT_DECAY = {"adamw": 0.01, "sgd": 5e-4}
@@ -211,6 +224,9 @@ class TrainSpec(_Spec):
         default=False, description="Frozen epochs run on activations computed once, without augmentation."
     )
     tta: bool = Field(default=False, description="Measure the model with test-time augmentation, too, at the end.")
+    snapshots: bool = Field(
+        default=False, description="Keep the weights after epochs 1, 2, 5, 10, …, for `pyserve evolution`."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -40,8 +40,11 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 COMMANDS = (
-    *("serve", "config", "health", "lr-find", "train", "predict", "top-losses", "confusion-matrix", "kernels"),
-    *(f"datasets {name}" for name in ("upload", "register", "list", "show", "delete")),
+    *("serve", "config", "health", "lr-find", "train", "predict"),
+    *("top-losses", "confusion-matrix", "compare-models", "calibration", "calibrate", "label-issues"),
+    *("duplicates", "layers", "filters", "feature-maps", "top-patches", "evolution", "explain"),
+    *("image-kernel", "approximate", "report", "kernels"),
+    *(f"datasets {name}" for name in ("upload", "register", "list", "show", "relabel", "delete")),
     *(f"jobs {name}" for name in ("list", "show", "watch", "cancel", "resume", "delete", "artifacts")),
     *(f"models {name}" for name in ("list", "show", "load", "unload", "alias", "delete", "export", "import")),
     *(f"tokens {name}" for name in ("create", "list", "revoke")),

@@ -2,11 +2,13 @@
 
     server.py      serve, config, health
     tokens.py      tokens create · list · revoke
-    datasets.py    datasets upload · register · list · show · delete
+    datasets.py    datasets upload · register · list · show · relabel · delete
     training.py    lr-find, train
     jobs.py        jobs list · show · watch · cancel · resume · delete · artifacts
     models.py      models list · show, predict
-    insight.py     top-losses, confusion-matrix, kernels
+    insight.py     top-losses, confusion-matrix, compare-models, calibration, calibrate, label-issues, duplicates
+    network.py     layers, filters, feature-maps, top-patches, evolution, explain
+    lessons.py     image-kernel, approximate, report, kernels
 
 Results go to stdout, progress and errors to stderr.
 """
@@ -20,7 +22,7 @@ from typing import Annotated
 
 import typer
 
-from pyserve.cli import datasets, insight, jobs, models, server, tokens, training
+from pyserve.cli import datasets, insight, jobs, lessons, models, network, server, tokens, training
 from pyserve.cli.exits import EXIT_CODES, exit_code, print_error
 from pyserve.cli.output import Credentials, credentials
 from pyserve.errors import InvalidArgumentError, PyserveError
@@ -67,7 +69,7 @@ def _token(path: Path | None) -> str | None:
         ) from None
 
 
-for _commands in (server, tokens, datasets, training, jobs, models, insight):
+for _commands in (server, tokens, datasets, training, jobs, models, insight, network, lessons):
     _commands.add_to(app)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Literal
@@ -12,23 +12,21 @@ from grpc_health.v1 import health_pb2
 
 from pyserve.client.backoff import Backoff
 from pyserve.client.calls_base import PAGE_SIZE, WORK_TIMEOUT_S, deadline_after, left_until
+from pyserve.client.insight_calls import InsightCalls
 from pyserve.client.model_calls import ModelCalls
-from pyserve.client.requests import dataset_options, enum_number, spec_message
+from pyserve.client.requests import dataset_options, spec_message
 from pyserve.client.upload import Progress, send
 from pyserve.errors import CancelledError, DataLossError, UnavailableError
 from pyserve.v1 import (
     common_pb2,
     datasets_pb2,
-    insight_pb2,
     jobs_pb2,
 )
 
-LossOrder = Literal["most_incorrect", "most_correct", "most_uncertain", "highest_loss"]
-Part = Literal["train", "valid"]
 BadImages = Literal["leave_out", "refuse"]
 
 
-class Calls(ModelCalls):
+class Calls(ModelCalls, InsightCalls):
     """The methods of `Client` and `AsyncClient`. A `timeout_s` is the limit of a whole call, retries included.
 
     Args:
@@ -112,6 +110,35 @@ class Calls(ModelCalls):
         request = datasets_pb2.ListDatasetsRequest(page_size=PAGE_SIZE)
         pages = self._pages(self._stubs.datasets.List, request, timeout_s)
         return [dataset async for page in pages for dataset in page.datasets]
+
+    async def relabel_dataset(
+        self,
+        name: str,
+        labels: Mapping[str, str],
+        *,
+        removed: Sequence[str] = (),
+        dataset_id: str = "",
+        request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> datasets_pb2.Dataset:
+        """Make a new version of a dataset from corrected labels; the old one stays as it is.
+
+        Args:
+            name: "datasets/{id}" whose labels are corrected.
+            labels: path inside the dataset → right label.
+            removed: paths of pictures that the new version leaves out.
+            dataset_id: name part of the new version; default: the old one's with "-v{n}".
+            request_id: a UUID; made where absent.
+        """
+        corrections = [datasets_pb2.CorrectLabel(path=path, label=label) for path, label in labels.items()]
+        request = datasets_pb2.RelabelRequest(
+            request_id=request_id or str(uuid.uuid4()),
+            name=name,
+            corrections=corrections,
+            removed=removed,
+            dataset_id=dataset_id,
+        )
+        return await self._call(self._stubs.datasets.Relabel, request, timeout_s or WORK_TIMEOUT_S)
 
     async def delete_dataset(self, name: str, *, timeout_s: float | None = None) -> None:
         """Remove a dataset that no unfinished job uses. Not tried again: a second try would not find it."""
@@ -250,46 +277,6 @@ class Calls(ModelCalls):
         """A file that the job made, such as ("jobs/{id}", "training_curves.png")."""
         request = jobs_pb2.GetArtifactRequest(name=f"{job}/artifacts/{artifact}")
         return await self._call(self._stubs.jobs.GetArtifact, request, timeout_s)
-
-    # Insight
-
-    async def top_losses(
-        self,
-        model: str,
-        *,
-        dataset: str = "",
-        part: Part = "valid",
-        order: LossOrder = "most_incorrect",
-        count: int | None = None,
-        timeout_s: float | None = None,
-    ) -> insight_pb2.TopLossesResponse:
-        """The pictures on which the model is most wrong, most right or least sure, and a gallery of them.
-
-        Args:
-            model: "models/{id}" or "models/{id}/versions/{n}".
-            dataset: "datasets/{id}"; "" means the one it was trained on.
-            count: how many; the server's default is 9.
-        """
-        request = insight_pb2.TopLossesRequest(
-            model=model,
-            dataset=dataset,
-            part=enum_number(common_pb2.Part, f"part_{part}", "part"),
-            order=enum_number(insight_pb2.LossOrder, order, "order"),
-            count=count,
-        )
-        return await self._call(self._stubs.insight.TopLosses, request, timeout_s or WORK_TIMEOUT_S)
-
-    async def confusion_matrix(
-        self, model: str, *, dataset: str = "", part: Part = "valid", timeout_s: float | None = None
-    ) -> insight_pb2.ConfusionMatrixResponse:
-        """Which class is taken for which; arguments as for `top_losses`."""
-        number = enum_number(common_pb2.Part, f"part_{part}", "part")
-        request = insight_pb2.ConfusionMatrixRequest(model=model, dataset=dataset, part=number)
-        return await self._call(self._stubs.insight.ConfusionMatrix, request, timeout_s or WORK_TIMEOUT_S)
-
-    async def kernels(self, *, timeout_s: float | None = None) -> insight_pb2.KernelsResponse:
-        """Which kernel variants run on the server, how often each ran, and what fell back to ATen and why."""
-        return await self._call(self._stubs.insight.Kernels, insight_pb2.KernelsRequest(), timeout_s)
 
     # The server
 

@@ -185,6 +185,7 @@ class Client:
     register_dataset = _blocking(Calls.register_dataset)
     get_dataset = _blocking(Calls.get_dataset)
     list_datasets = _blocking(Calls.list_datasets)
+    relabel_dataset = _blocking(Calls.relabel_dataset)
     delete_dataset = _blocking(Calls.delete_dataset)
 
     train = _blocking(Calls.train)
@@ -211,6 +212,20 @@ class Client:
 
     top_losses = _blocking(Calls.top_losses)
     confusion_matrix = _blocking(Calls.confusion_matrix)
+    compare_models = _blocking(Calls.compare_models)
+    calibration = _blocking(Calls.calibration)
+    calibrate = _blocking(Calls.calibrate)
+    label_issues = _blocking(Calls.label_issues)
+    duplicates = _blocking(Calls.duplicates)
+    layers = _blocking(Calls.layers)
+    filters = _blocking(Calls.filters)
+    feature_maps = _blocking(Calls.feature_maps)
+    top_patches = _blocking(Calls.top_patches)
+    evolution = _blocking(Calls.evolution)
+    explain = _blocking(Calls.explain)
+    apply_kernel = _blocking(Calls.apply_kernel)
+    approximate = _blocking(Calls.approximate)
+    report = _blocking(Calls.report)
     kernels = _blocking(Calls.kernels)
 
     health = _blocking(Calls.health)

@@ -19,6 +19,7 @@ BATCH_IMAGES = 64
 # Leaves room for the other fields; a single picture may still fill a message.
 BATCH_BYTES = MAX_MESSAGE_BYTES // 2
 _DTYPES = ("uint8", "float32")
+_EXPECTED = "a path, bytes, or one array for all pictures"
 _SERVER_FIELD = re.compile(r"images\.data\[(\d+)\]")
 
 Picture: TypeAlias = str | Path | bytes
@@ -47,7 +48,7 @@ def stream_requests(
     """
     for index, item in enumerate(images):
         request = predict_pb2.PredictRequest(model=model, top_k=top_k, tta=tta, priority=priority)
-        request.images.data.append(_bytes(item, index))
+        request.images.data.append(picture_bytes(item, f"images[{index}]", _EXPECTED))
         yield predict_pb2.PredictStreamRequest(id=str(index), request=request)
 
 
@@ -82,7 +83,7 @@ def _encoded(images: Any) -> Iterator[dict[str, Any]]:
     size = 0
     sent = False
     for i, item in enumerate(items):
-        data = _bytes(item, i)
+        data = picture_bytes(item, f"images[{i}]", _EXPECTED)
         if batch and (len(batch) == BATCH_IMAGES or size + len(data) > BATCH_BYTES):
             yield {"images": predict_pb2.EncodedImages(data=batch)}
             batch, size, sent = [], 0, True
@@ -92,18 +93,20 @@ def _encoded(images: Any) -> Iterator[dict[str, Any]]:
         yield {"images": predict_pb2.EncodedImages(data=batch)}
 
 
-def _bytes(item: object, index: int) -> bytes:
-    field = f"images[{index}]"
+def picture_bytes(item: object, field: str, expected: str = "a path or bytes") -> bytes:
+    """An encoded picture of one file or of bytes.
+
+    Raises:
+        InvalidArgumentError: the file cannot be read, or it is something else, or too large for a message.
+    """
     if isinstance(item, str | Path):
         try:
             item = Path(item).expanduser().read_bytes()
         except OSError as error:
-            expected = f"a readable picture file ({(error.strerror or str(error)).lower()})"
-            raise InvalidArgumentError.field(field, str(item), expected) from None
+            problem = f"a readable picture file ({(error.strerror or str(error)).lower()})"
+            raise InvalidArgumentError.field(field, str(item), problem) from None
     if not isinstance(item, bytes):
-        raise InvalidArgumentError.field(
-            field, type(item).__name__, "a path, bytes, or one array for all pictures"
-        )
+        raise InvalidArgumentError.field(field, type(item).__name__, expected)
     if len(item) >= MAX_MESSAGE_BYTES - 1024:
         raise InvalidArgumentError.field(field, f"{len(item)} bytes", f"less than {MAX_MESSAGE_BYTES} bytes")
     return item

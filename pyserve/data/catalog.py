@@ -12,8 +12,9 @@ import errno
 import functools
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from pyserve import paging
@@ -23,7 +24,16 @@ from pyserve.data.cache import forget
 from pyserve.data.folder import ScanOptions, scan
 from pyserve.data.manifest import Manifest
 from pyserve.data.names import CACHE_FOLDER
-from pyserve.data.staging import remove_folder, remove_leftovers, staging_folder, sync_disk, sync_file, sync_folder
+from pyserve.data.relabel import next_id, relabelled
+from pyserve.data.staging import (
+    link_files,
+    remove_folder,
+    remove_leftovers,
+    staging_folder,
+    sync_disk,
+    sync_file,
+    sync_folder,
+)
 from pyserve.errors import (
     AlreadyExistsError,
     DataLossError,
@@ -94,6 +104,39 @@ class Catalog:
         """
         folder = self._registrable(path)
         return self._add(dataset_id, lambda _: self._scan(dataset_id, folder, options))
+
+    def relabel(
+        self, name: str, labels: Mapping[str, str], removed: Sequence[str] = (), dataset_id: str = ""
+    ) -> Manifest:
+        """Make a new version of a dataset, with some labels corrected and some pictures left out.
+
+        Uploaded pictures are linked, so that they take no room twice and either version can be deleted; those of a
+        registered dataset stay where they are.
+
+        Args:
+            name: `datasets/{id}`, which stays as it is.
+            labels: path → right label.
+            removed: paths of pictures that the new version leaves out.
+            dataset_id: of the new version; default: see `next_id`.
+
+        Raises:
+            InvalidArgumentError, FailedPreconditionError: see `relabelled`.
+            NotFoundError, DataLossError: as for `get`; also where a picture is gone.
+            AlreadyExistsError: there is a dataset of that id.
+        """
+        old = self.get(name)
+        new_id = dataset_id or next_id(old, lambda candidate: (self._root / candidate).exists())
+        kept = [item.path for item in old.items if item.path not in set(removed)]
+
+        def fill(folder: Path) -> Manifest:
+            manifest = relabelled(old, new_id, labels, removed, _total_bytes(old, kept))
+            if not Path(old.root).is_relative_to(self._root / old.dataset_id):
+                return manifest
+            images = folder / _IMAGES
+            link_files(Path(old.root), images, kept)
+            return replace(manifest, root=str(images))
+
+        return self._add(new_id, fill)
 
     def get(self, name: str) -> Manifest:
         """One dataset.
@@ -242,6 +285,14 @@ class Catalog:
 def _load(path: Path, dataset_id: str, version: tuple[int, int, int]) -> Manifest:
     """A manifest, parsed once: `version` tells files of one path apart."""
     return Manifest.load(path, f"datasets/{dataset_id}")
+
+
+def _total_bytes(manifest: Manifest, paths: Iterable[str]) -> int:
+    """Of the encoded files."""
+    try:
+        return sum(Path(manifest.root, path).stat().st_size for path in paths)
+    except OSError as error:
+        raise DataLossError(f"{manifest.name}: a picture is gone: {error.strerror}") from error
 
 
 def _taken(dataset_id: str) -> AlreadyExistsError:

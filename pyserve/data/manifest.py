@@ -38,6 +38,25 @@ class BadImage:
 
 
 @dataclass(frozen=True)
+class Correction:
+    """A label that was corrected; `new` is "" where the picture was taken out."""
+
+    path: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a corrected version of a dataset was made from, and how it differs."""
+
+    dataset: str  # "datasets/{id}"
+    digest: str  # of that dataset
+    version: int  # of that dataset
+    corrections: tuple[Correction, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A dataset: immutable, as it was when it was made.
 
@@ -53,6 +72,12 @@ class Manifest:
     size_bytes: int  # of all items' encoded files
     digest: str  # see `digest_of`
     create_time: float  # seconds since the epoch
+    origin: Origin | None = None  # of one that was made by correcting labels
+
+    @property
+    def version(self) -> int:
+        """1, and 1 more for each time that labels were corrected."""
+        return self.origin.version + 1 if self.origin else 1
 
     @property
     def name(self) -> str:

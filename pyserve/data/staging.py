@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -86,3 +86,19 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def link_files(source: Path, target: Path, paths: Iterable[str]) -> None:
+    """Files of one folder in another one too: as links to the same data, or copied where that cannot be.
+
+    Args:
+        target: made if missing.
+        paths: relative to `source`.
+    """
+    for path in paths:
+        place = target / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source / path, place)
+        except OSError:  # another disk, or one without hard links
+            shutil.copyfile(source / path, place)

@@ -82,6 +82,10 @@ class Bundle:
         values = (view.to(self.device) - mean) / std
         return values.to(self.dtype, memory_format=torch.channels_last)
 
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Softmax of logits [N, classes] divided by the bundle's temperature, float32."""
+        return (logits.float() / self.description.temperature).softmax(dim=1)
+
 
 def save_bundle(
     folder: Path,
@@ -160,6 +164,18 @@ def load_bundle(
     bundle = Bundle(name, fused, description.labels, description.preprocessing, description, target, dtype)
     _replay(bundle, _load_tensors(folder / GOLDEN_FILE, name))
     return bundle
+
+
+def load_plain(folder: Path, *, name: str = "") -> tuple[nn.Module, Description]:
+    """The plain model of a bundle, float32 on the CPU in evaluation mode: to be looked into, not to serve.
+
+    Raises:
+        DataLossError, FailedPreconditionError: as `load_bundle`; golden pictures are not replayed.
+    """
+    name = name or folder.name
+    description = read_description(folder, name)
+    _check_file(folder / WEIGHTS_FILE, description.files[WEIGHTS_FILE], name)
+    return _build(folder, description, name), description
 
 
 def _build(folder: Path, description: Description, name: str) -> nn.Module:

@@ -160,6 +160,20 @@ class Predictor:
         for size in range(1, largest + 1) if largest <= _MANY_SIZES else bucket_sizes(largest):
             self.probabilities(torch.zeros(size, 3, side, side, dtype=torch.uint8))
 
+    @torch.inference_mode()
+    def log_probabilities(self, batch: torch.Tensor) -> Probabilities:
+        """Logarithms of what `probabilities` gives without TTA, exact where a probability rounds to zero.
+
+        Args:
+            batch: as for `probabilities`.
+
+        Returns:
+            float32 [N, classes].
+        """
+        logits = self._bundle.model(self._bundle.prepare(batch)).float()
+        logs: Probabilities = (logits / self._bundle.description.temperature).log_softmax(dim=1).cpu().numpy()
+        return logs
+
     def top(self, probabilities: Probabilities, top_k: int = DEFAULT_TOP_K) -> list[list[Score]]:
         """The likeliest classes of each row, most likely first; of equally likely ones the lower index first.
 
@@ -183,5 +197,4 @@ class Predictor:
         return self._softmax(evaluation_view(batch, self._bundle.preprocessing.image_size))
 
     def _softmax(self, view: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self._bundle.model(self._bundle.normalize(view))
-        return logits.float().softmax(dim=1)
+        return self._bundle.probabilities(self._bundle.model(self._bundle.normalize(view)))

@@ -40,7 +40,7 @@ from pyserve.server.pools import Pools
 from pyserve.server.prediction import Prediction
 from pyserve.server.reflection import descriptor_pool
 from pyserve.server.services.datasets import DatasetsService
-from pyserve.server.services.insight import InsightService
+from pyserve.server.services.insight import InsightService, Looker
 from pyserve.server.services.jobs import JobsService
 from pyserve.server.services.models import ModelsService
 from pyserve.server.services.open_inference import SERVICE as OPEN_INFERENCE
@@ -189,12 +189,12 @@ class Server:
         )
         insight_pb2_grpc.add_InsightServicer_to_server(
             InsightService(
-                models,
-                model_store,
-                catalog,
-                self._data_dir / CACHE_FOLDER,
+                Looker(models, model_store, catalog, self._data_dir / CACHE_FOLDER, settings.max_image_pixels),
                 pools,
-                settings.max_image_pixels,
+                self._ledger,
+                self._store,
+                self._data_dir,
+                settings.max_message_bytes,
             ),
             server,
         )

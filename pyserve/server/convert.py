@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
+import numpy.typing as npt
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
@@ -90,7 +92,7 @@ def dataset(manifest: Manifest) -> datasets_pb2.Dataset:
         )
         for label, name in enumerate(manifest.classes)
     ]
-    return datasets_pb2.Dataset(
+    message = datasets_pb2.Dataset(
         name=f"datasets/{manifest.dataset_id}",
         classes=classes,
         train_count=sum(c.train_count for c in classes),
@@ -100,7 +102,18 @@ def dataset(manifest: Manifest) -> datasets_pb2.Dataset:
         bad_images=[datasets_pb2.BadImage(path=bad.path, reason=bad.reason) for bad in manifest.bad_images],
         has_own_split=manifest.has_own_split,
         create_time=timestamp(manifest.create_time),
+        version=manifest.version,
     )
+    if manifest.origin is not None:
+        corrections = [
+            datasets_pb2.Correction(path=c.path, old_label=c.old, new_label=c.new)
+            for c in manifest.origin.corrections
+        ]
+        origin = datasets_pb2.Origin(
+            dataset=manifest.origin.dataset, digest=manifest.origin.digest, corrections=corrections
+        )
+        message.origin.CopyFrom(origin)
+    return message
 
 
 # Jobs
@@ -216,7 +229,19 @@ def model(info: ModelInfo, *, loaded: bool) -> models_pb2.Model:
         provenance=info.provenance,
         aliases=info.aliases,
         loaded=loaded,
+        temperature=info.description.temperature,
     )
+
+
+def array(values: npt.NDArray[Any]) -> common_pb2.Array:
+    """An array as it travels: little-endian, row-major."""
+    ordered = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+    return common_pb2.Array(shape=values.shape, dtype=values.dtype.name, data=ordered.tobytes())
+
+
+def part(name: str) -> common_pb2.Part.ValueType:
+    """ "train" or "valid"."""
+    return common_pb2.PART_TRAIN if name == "train" else common_pb2.PART_VALID
 
 
 def figures(files: Iterable[FigureFile], *, stem: str = "") -> list[common_pb2.Figure]:

@@ -68,9 +68,10 @@ class Pools:
 
     def __init__(self, *, max_waiting: int) -> None:
         self.quick = Pool("requests", 8, max_waiting)
-        self.slow = Pool("datasets and insight", 4, max_waiting)
+        self.slow = Pool("datasets", 4, max_waiting)
+        self.insight = Pool("insight", 2, max_waiting)  # minutes of the processor's time each
 
     def close(self) -> None:
         """Close all of them."""
-        for pool in (self.quick, self.slow):
+        for pool in (self.quick, self.slow, self.insight):
             pool.close()

@@ -77,6 +77,7 @@ class Learner:
         callbacks: who hears about it and may stop it.
         find_rate: finds the learning rate of a phase that has none; the same for the same weights.
         store: where checkpoints go; None keeps none.
+        keep: told the epoch after each, when the network has the weights that were measured; None: nobody is.
         identity: names the training (spec and data); a checkpoint with another one is refused.
     """
 
@@ -90,12 +91,13 @@ class Learner:
         callbacks: Callbacks,
         find_rate: Callable[[int, Stage], float] | None = None,
         store: CheckpointStore | None = None,
+        keep: Callable[[int], None] | None = None,
         identity: str = "",
     ) -> None:
         self.network, self.config, self.phases = network, config, tuple(phases)
         self.callbacks = callbacks
         self.saver = Saver(store, identity, config.checkpoint_interval_s, callbacks)
-        self._stage_of, self._find_rate = stage_of, find_rate
+        self._stage_of, self._find_rate, self._keep = stage_of, find_rate, keep
         self.device = next(network.model.parameters()).device
         self.total_epochs = sum(phase.epochs for phase in phases)
         self.best_weights: dict[str, torch.Tensor] = {}
@@ -274,6 +276,8 @@ class Learner:
         info = EpochInfo(state.epoch, self.total_epochs, metrics, best, elapsed_s, running.phase.name)
         state.stopped_early = self._patience_is_over(running)
         self.callbacks.on_epoch(info)
+        if self._keep:
+            self._keep(state.epoch)
         self._tell_overrun(elapsed_s)
 
     def _patience_is_over(self, running: _Running) -> bool:

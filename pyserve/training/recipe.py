@@ -12,6 +12,8 @@ from torch import nn
 
 from pyserve import models
 from pyserve.errors import FailedPreconditionError
+from pyserve.models.snapshots import EPOCHS as SNAPSHOT_EPOCHS
+from pyserve.models.snapshots import SnapshotFacts, keep_snapshot
 from pyserve.spec import DEFAULT_RULE
 from pyserve.training.callbacks import STOPPED_STATUS, Callbacks, Status, Stopped, raise_if_stopped
 from pyserve.training.checkpoint import CheckpointStore
@@ -101,6 +103,7 @@ def train(
         callbacks=callbacks,
         find_rate=_rate_finder(spec, prepared, phases, stages, callbacks),
         store=CheckpointStore(dirs.job_dir / "checkpoints"),
+        keep=_snapshot_keeper(spec, prepared, dirs, len(manifest.classes)) if spec.snapshots else None,
         identity=_identity(spec, manifest),
     )
     if resume and learner.restore():
@@ -149,6 +152,17 @@ def _rate_finder(
         return found.learning_rate
 
     return find
+
+
+def _snapshot_keeper(spec: TrainSpec, prepared: Prepared, dirs: TrainDirs, classes: int) -> Callable[[int], None]:
+    """What keeps the weights after some epochs, for looking at how features came about."""
+    facts = SnapshotFacts(spec.architecture, classes, prepared.pictures.image_size, prepared.presize)
+
+    def keep(epoch: int) -> None:
+        if epoch in SNAPSHOT_EPOCHS:
+            keep_snapshot(dirs.job_dir, epoch, prepared.network.weights(), facts)
+
+    return keep
 
 
 def _with_tta(learner: Learner, stages: Stages, callbacks: Callbacks) -> dict[str, float]:

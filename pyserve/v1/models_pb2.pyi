@@ -74,6 +74,7 @@ class Model(_message.Message):
     PROVENANCE_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
     LOADED_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"models/{model_id}/versions/{n}"."""
     architecture: _builtins.str
@@ -86,6 +87,8 @@ class Model(_message.Message):
     """Size on disk, bytes."""
     loaded: _builtins.bool
     """Whether it is in memory."""
+    temperature: _builtins.float
+    """By what its logits are divided before the softmax; 1 unless Insight.Calibrate made the version."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The classes in output order."""
@@ -120,10 +123,11 @@ class Model(_message.Message):
         provenance: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
         loaded: _builtins.bool = ...,
+        temperature: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "architecture", b"architecture", "create_time", b"create_time", "image_size", b"image_size", "labels", b"labels", "loaded", b"loaded", "metrics", b"metrics", "name", b"name", "parameter_count", b"parameter_count", "provenance", b"provenance", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "architecture", b"architecture", "create_time", b"create_time", "image_size", b"image_size", "labels", b"labels", "loaded", b"loaded", "metrics", b"metrics", "name", b"name", "parameter_count", b"parameter_count", "provenance", b"provenance", "size_bytes", b"size_bytes", "temperature", b"temperature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,6 +22,7 @@ from pyserve.v1 import (
     common_pb2,
     datasets_pb2,
     datasets_pb2_grpc,
+    insight_pb2_grpc,
     jobs_pb2,
     jobs_pb2_grpc,
     models_pb2,
@@ -29,6 +30,7 @@ from pyserve.v1 import (
     predict_pb2,
     predict_pb2_grpc,
 )
+from tests.client.fake_insight import InsightOf
 
 Failure = Callable[[grpc.ServicerContext], None]
 
@@ -93,6 +95,7 @@ class FakeServer(datasets_pb2_grpc.DatasetsServicer, predict_pb2_grpc.PredictSer
         datasets_pb2_grpc.add_DatasetsServicer_to_server(self, self._server)
         jobs_pb2_grpc.add_JobsServicer_to_server(JobsOf(self), self._server)
         models_pb2_grpc.add_ModelsServicer_to_server(ModelsOf(self), self._server)
+        insight_pb2_grpc.add_InsightServicer_to_server(InsightOf(self.note), self._server)
         predict_pb2_grpc.add_PredictServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         self._server.start()
@@ -148,6 +151,11 @@ class FakeServer(datasets_pb2_grpc.DatasetsServicer, predict_pb2_grpc.PredictSer
         page = int(request.page_token or 0)
         found = [datasets_pb2.Dataset(name=f"datasets/{2 * page + i}") for i in range(2)]
         return datasets_pb2.ListDatasetsResponse(datasets=found, next_page_token=str(page + 1) if page < 2 else "")
+
+    def Relabel(self, request: Any, context: Any) -> Any:
+        self.note(request, context)
+        origin = datasets_pb2.Origin(dataset=request.name, corrections=[datasets_pb2.Correction()] * 2)
+        return datasets_pb2.Dataset(name=f"datasets/{request.dataset_id or 'x-v2'}", version=2, origin=origin)
 
     def Delete(self, request: Any, context: Any) -> Any:
         self.note(request, context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from pyserve.data.images import decode_square
+from pyserve.data.transforms import tta_views
 from pyserve.errors import DataError, InvalidArgumentError
 from pyserve.inference.bundle import load_bundle
 from pyserve.inference.description import Preprocessing
@@ -135,3 +137,18 @@ def test_bad_pictures(predictor: Predictor, data: bytes) -> None:
 def test_bad_tensors(predictor: Predictor, array: np.ndarray[Any, Any], words: str) -> None:
     with pytest.raises(InvalidArgumentError, match=words):
         predictor.check_tensor(array)
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_probabilities_are_those_of_the_logits_over_the_temperature(tmp_path: Path, tta: bool) -> None:
+    saved(tmp_path)
+    bundle = load_bundle(tmp_path)
+    warmer = dataclasses.replace(bundle, description=bundle.description.model_copy(update={"temperature": 2.0}))
+    batch = torch.from_numpy(pixels(3, 18, 18)).permute(0, 3, 1, 2)
+    views = [bundle.normalize(view) for view in tta_views(batch, SIDE)] if tta else [bundle.prepare(batch)]
+    with torch.inference_mode():
+        each = [np.exp(bundle.model(view).double().numpy() / 2) for view in views]
+    expected = np.mean([e / e.sum(axis=1, keepdims=True) for e in each], axis=0)
+    got = Predictor(warmer, threads=1).probabilities(batch, tta=tta)
+    assert np.abs(got - expected).max() < 1e-6
+    assert np.abs(Predictor(bundle, threads=1).probabilities(batch, tta=tta) - expected).max() > 1e-3

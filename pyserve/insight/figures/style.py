@@ -169,6 +169,19 @@ def even_colours() -> ListedColormap:
     return ListedColormap(_oklab_to_srgb(lab), name="pyserve_even")
 
 
+@functools.cache
+def diverging_colours() -> ListedColormap:
+    """Blue for less, near-white for nothing, vermilion for more; alike light at both ends, even in OKLab."""
+    less = np.array([[0.45, -0.035, -0.14], [0.75, -0.045, -0.075]])
+    more = np.array([[0.45, 0.12, 0.09], [0.75, 0.075, 0.07]])
+    middle = np.array([[0.97, 0.0, 0.0]])
+    stops = np.concatenate([less, middle, more[::-1]])
+    distance = np.array([-0.52, -0.22, 0.0, 0.22, 0.52])  # of the lightness from the middle's
+    t = np.linspace(-0.52, 0.52, 257)
+    lab = np.stack([np.interp(t, distance, stops[:, k]) for k in range(3)], axis=1)
+    return ListedColormap(_oklab_to_srgb(lab), name="pyserve_diverging")
+
+
 def _oklab_to_srgb(lab: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     to_lms = np.array(
         [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]

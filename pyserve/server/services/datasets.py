@@ -18,7 +18,7 @@ from pyserve.server.receive import header, heard_out, receive
 from pyserve.server.uploads import UploadPlan, Uploads
 from pyserve.v1 import datasets_pb2, datasets_pb2_grpc
 
-REGISTER = "Register"
+REGISTER, RELABEL = "Register", "Relabel"
 
 
 class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
@@ -82,10 +82,8 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
             self._ensure_free(dataset_id)
             return self._catalog.register(dataset_id, Path(request.path), options).name
 
-        if not request_id:
-            return await self._describe(await self._pools.slow.run(register))
         facts = {"dataset_id": dataset_id, "path": request.path, "options": asdict(options)}
-        name = await self._pools.slow.run(self._once, request_id, Entry(REGISTER, facts), register)
+        name = await self._pools.slow.run(self._ledger.once, request_id, Entry(REGISTER, facts), register)
         return await self._describe(name)
 
     async def Get(self, request: datasets_pb2.GetDatasetRequest, context: Any) -> datasets_pb2.Dataset:
@@ -98,6 +96,26 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
         return datasets_pb2.ListDatasetsResponse(
             datasets=[convert.dataset(manifest) for manifest in manifests], next_page_token=token
         )
+
+    async def Relabel(self, request: datasets_pb2.RelabelRequest, context: Any) -> datasets_pb2.Dataset:
+        """Make a new version from corrected labels."""
+        name = validate.dataset_name(request.name)
+        dataset_id = validate.resource_id(request.dataset_id, "dataset_id") if request.dataset_id else ""
+        request_id = validate.request_id(request.request_id)
+        labels: dict[str, str] = {}
+        for correction in request.corrections:
+            if correction.path in labels:
+                expected = "each picture once"
+                raise InvalidArgumentError.field("corrections.path", correction.path, expected)
+            labels[correction.path] = correction.label
+        removed = list(request.removed)
+        facts = {"name": name, "labels": labels, "removed": removed, "dataset_id": dataset_id}
+
+        def relabel() -> str:
+            return self._catalog.relabel(name, labels, removed, dataset_id).name
+
+        made = await self._pools.slow.run(self._ledger.once, request_id, Entry(RELABEL, facts), relabel)
+        return await self._describe(made)
 
     async def Delete(self, request: datasets_pb2.DeleteDatasetRequest, context: Any) -> Empty:
         """Remove a dataset that no unfinished job needs."""
@@ -115,20 +133,6 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
 
         await self._pools.slow.run(delete)
         return Empty()
-
-    def _once(self, request_id: str, entry: Entry, make: Callable[[], str]) -> str:
-        """The result of an earlier call with this request id, or else that of `make`."""
-        with self._ledger.hold(request_id):
-            known = self._ledger.open(request_id, entry)
-            if known.result:
-                return known.result
-            try:
-                result = make()
-            except BaseException:
-                self._ledger.forget(request_id)
-                raise
-            self._ledger.finish(request_id, result)
-            return result
 
     def _ensure_free(self, dataset_id: str) -> None:
         try:
