@@ -49,8 +49,7 @@ class ReportCalls(PredictionCalls, NeighbourCalls, NetworkCalls):
 
     async def Report(self, request: insight_pb2.ReportRequest, context: Any) -> insight_pb2.ReportResponse:
         """All of a model on one page."""
-        is_job = request.name.startswith("jobs/")
-        name = validate.job_name(request.name) if is_job else validate.model_name(request.name)
+        name = validate.trained_name(request.name)
         dataset = validate.dataset_name(request.dataset, "dataset") if request.dataset else ""
         part = validate.part(request.part)
         return await self.run(context, lambda stop: self._report(name, dataset, part, stop))
