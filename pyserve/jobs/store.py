@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -167,6 +167,17 @@ class JobStore:
             names += [r.name for r in page if {r.training.dataset, r.training.weights} & set(resources)]
             if not token:
                 return names
+
+    def log(self, name: str) -> Iterator[Event]:
+        """All of a job's events, from the first.
+
+        Raises:
+            InvalidArgumentError, NotFoundError: as `events`.
+        """
+        seq = 1
+        while page := self.events(name, seq):
+            yield from page
+            seq = page[-1].seq + 1
 
     def events(self, name: str, from_seq: int = 1, limit: int = 1000) -> Sequence[Event]:
         """A job's events from a sequence number on (0: from the first), at most `limit`.
