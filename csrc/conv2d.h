@@ -23,13 +23,27 @@ struct Clamp {
   PYSERVE_INLINE double mask_hi() const { return hi < INFINITY ? hi : NAN; }
 };
 
+// Max pooling of the output on its way to memory, for prediction: windows of size × size. None: size 0.
+struct MaxPool {
+  int64_t size, stride, pad;
+};
+
 struct Conv2dProblem {
   int64_t N, H, W, C, K, R, S, P, Q;
   int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int64_t groups;
   DType dtype;
   Clamp clamp;
+  MaxPool pool;  // P and Q are the convolution's sizes; y is [N][pooled(P)][pooled(Q)][K]
 
+  PYSERVE_INLINE int64_t pooled(int64_t size) const {
+    return pool.size ? (size + 2 * pool.pad - pool.size) / pool.stride + 1 : size;
+  }
+  PYSERVE_INLINE Conv2dProblem without_pool() const {
+    Conv2dProblem plain = *this;
+    plain.pool = {};
+    return plain;
+  }
   PYSERVE_INLINE int64_t group_c() const { return C / groups; }
   PYSERVE_INLINE int64_t group_k() const { return K / groups; }
   PYSERVE_INLINE bool depthwise() const { return groups > 1 && groups == C && K == C; }

@@ -15,8 +15,10 @@ STABLE_TORCH_LIBRARY(pyserve, m) {
   m.def("bias_relu(Tensor x, Tensor? bias, Tensor? residual, float lo, float hi) -> Tensor");
   // The gradient of x is the residual's too; the second is the bias'.
   m.def("bias_relu_backward(Tensor grad, Tensor? y, float lo, float hi, bool bias_wanted) -> (Tensor, Tensor)");
-  // The weights of a float32 or bfloat16 convolution of x as its variant for these sizes wants them; [0]: as they are.
-  m.def("conv2d_pack(Tensor weight, int[4] x, int[2] stride, int[2] padding, int[2] dilation, int groups) -> Tensor");
+  // The weights of a convolution of x as a variant (see pyserve._C.conv2d_choice) wants them for these sizes.
+  m.def(
+      "conv2d_pack(Tensor weight, int variant, int[4] x, int[2] stride, int[2] padding, int[2] dilation, int groups) "
+      "-> Tensor");
   // Layers in one call: see csrc/chain.h.
   m.def("run_chain(Tensor[] inputs, Tensor[] constants, Tensor program) -> Tensor[]");
 }

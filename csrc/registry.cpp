@@ -37,6 +37,7 @@ struct State {
   std::atomic<Isa> isa{find_isa()};
   std::atomic<int32_t> preferred{-1};
   std::atomic<int64_t> calls[static_cast<size_t>(Variant::count)] = {};
+  std::atomic<int64_t> chains{0};
   std::mutex mutex;  // guards what follows
   std::map<std::string, int64_t> fallbacks;
   std::set<std::vector<int64_t>> classes;
@@ -140,6 +141,9 @@ void count_fallback(const char* op, const std::string& reason) {
 
 int64_t call_count(int32_t variant) { return state().calls[static_cast<size_t>(variant)]; }
 
+void count_chain() { state().chains.fetch_add(1, std::memory_order_relaxed); }
+int64_t chain_count() { return state().chains; }
+
 std::map<std::string, int64_t> fallback_counts() {
   const std::lock_guard<std::mutex> lock(state().mutex);
   return state().fallbacks;
@@ -148,6 +152,7 @@ std::map<std::string, int64_t> fallback_counts() {
 void reset_counters() {
   State& s = state();
   for (auto& calls : s.calls) calls = 0;
+  s.chains = 0;
   const std::lock_guard<std::mutex> lock(s.mutex);
   s.fallbacks.clear();
 }

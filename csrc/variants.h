@@ -26,14 +26,16 @@ enum class Op : int32_t {
 
 // What a kernel takes; each is a pure function of the problem. The vector kernels know no float64 and at most 64 taps
 // along an axis (the depthwise ones in all).
-PYSERVE_INLINE bool covers_any(const Conv2dProblem&) { return true; }
+PYSERVE_INLINE bool covers_any(const Conv2dProblem& p) { return p.pool.size == 0; }
 PYSERVE_INLINE bool covers_any(const BiasReluProblem&) { return true; }
 PYSERVE_INLINE bool covers_any(const PoolingProblem&) { return true; }
 PYSERVE_INLINE bool covers_any(const LinearProblem&) { return true; }
 PYSERVE_INLINE bool covers_floats(const PoolingProblem& p) { return p.dtype != DType::f64; }
 PYSERVE_INLINE bool covers_floats(const LinearProblem& p) { return p.dtype != DType::f64; }
 PYSERVE_INLINE bool covers_floats(const BiasReluProblem& p) { return p.dtype != DType::f64; }
-PYSERVE_INLINE bool covers_floats(const Conv2dProblem& p) { return p.dtype != DType::f64 && p.R <= 64 && p.S <= 64; }
+PYSERVE_INLINE bool covers_floats(const Conv2dProblem& p) {
+  return p.dtype != DType::f64 && p.R <= 64 && p.S <= 64 && p.pool.size == 0;
+}
 PYSERVE_INLINE bool covers_depthwise(const Conv2dProblem& p) {
   return covers_floats(p) && p.depthwise() && p.R * p.S <= 64;
 }
@@ -42,10 +44,16 @@ constexpr int64_t kLeastWinogradChannels = 16;
 PYSERVE_INLINE bool covers_3x3(const Conv2dProblem& p, int64_t stride) {
   const bool plain = p.groups == 1 && p.R == 3 && p.S == 3 && p.stride_h == stride && p.stride_w == stride &&
                      p.dilation_h == 1 && p.dilation_w == 1 && p.pad_h <= 2 && p.pad_w <= 2;
-  return plain && p.dtype != DType::f64 && p.C >= kLeastWinogradChannels;
+  return plain && p.dtype != DType::f64 && p.C >= kLeastWinogradChannels && p.pool.size == 0;
 }
 PYSERVE_INLINE bool covers_winograd(const Conv2dProblem& p) { return covers_3x3(p, 1); }
 PYSERVE_INLINE bool covers_polyphase(const Conv2dProblem& p) { return covers_3x3(p, 2); }
+// First layers: few channels, kernels of 3×3, or of 7×7 with stride 2.
+PYSERVE_INLINE bool covers_stem(const Conv2dProblem& p) {
+  const bool square = p.R == p.S && p.stride_h == p.stride_w && p.dilation_h == 1 && p.dilation_w == 1;
+  const bool known = (p.S == 7 && p.stride_w == 2) || (p.S == 3 && p.stride_w == 1);
+  return square && known && p.groups == 1 && p.C <= 4 && p.pool.size <= 4 && p.dtype != DType::f64;
+}
 PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
   return covers_winograd(p) && p.K >= kLeastWinogradChannels;
 }
@@ -66,6 +74,7 @@ PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
   ROW(conv2d, depthwise, avx512, covers_depthwise)           \
   ROW(conv2d, winograd, avx512, covers_winograd)             \
   ROW(conv2d, polyphase, avx512, covers_polyphase)           \
+  ROW(conv2d, stem, avx512, covers_stem)                     \
   ROW(conv2d, direct, avx512, covers_floats)                 \
   ROW(conv2d_dgrad, depthwise, avx512, covers_depthwise)     \
   ROW(conv2d_dgrad, winograd, avx512, covers_winograd_dgrad) \
@@ -80,6 +89,7 @@ PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
   ROW(conv2d, depthwise, avx2, covers_depthwise)             \
   ROW(conv2d, winograd, avx2, covers_winograd)               \
   ROW(conv2d, polyphase, avx2, covers_polyphase)             \
+  ROW(conv2d, stem, avx2, covers_stem)                       \
   ROW(conv2d, direct, avx2, covers_floats)                   \
   ROW(conv2d_dgrad, depthwise, avx2, covers_depthwise)       \
   ROW(conv2d_dgrad, winograd, avx2, covers_winograd_dgrad)   \
@@ -182,10 +192,12 @@ PYSERVE_CPU_VARIANTS(ROW)
 #define PYSERVE_PACKED_VARIANTS(ROW) \
   ROW(conv2d, winograd, avx512)      \
   ROW(conv2d, polyphase, avx512)     \
+  ROW(conv2d, stem, avx512)          \
   ROW(conv2d, depthwise, avx512)     \
   ROW(conv2d, direct, avx512)        \
   ROW(conv2d, winograd, avx2)        \
   ROW(conv2d, polyphase, avx2)       \
+  ROW(conv2d, stem, avx2)            \
   ROW(conv2d, depthwise, avx2)       \
   ROW(conv2d, direct, avx2)
 #else

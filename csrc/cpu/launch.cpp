@@ -37,12 +37,13 @@ struct Elsewhere {
 };
 
 // weight [K, C/groups, R, S] of any layout.
-Tensor conv2d_pack(const Tensor& weight, Ints x, Ints stride, Ints padding, Ints dilation, int64_t groups) {
+Tensor conv2d_pack(const Tensor& weight, int64_t variant, Ints x, Ints stride, Ints padding, Ints dilation,
+                   int64_t groups) {
   const TensorInfo weight_info = tensor_info(weight);
   const TensorInfo x_info{x, weight_info.dtype, weight_info.device};
   const Conv2dProblem p = check_conv2d(
       {x_info, weight_info, std::nullopt, std::nullopt, stride, padding, dilation, groups, -INFINITY, INFINITY});
-  const Packing* packing = packing_of(choose_cpu<Op::conv2d>(p).variant);
+  const Packing* packing = packing_of(static_cast<Variant>(variant));
   const int64_t size = packing ? packing->size(p) : 0;
   Tensor packed = torch::stable::empty(Ints{size}, ScalarType::Float);
   if (size == 0) return packed;

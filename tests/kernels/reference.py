@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tests.kernels.cases import Case
 
-WINOGRAD = ("winograd", "polyphase")  # algorithms whose transforms round
+WINOGRAD = ("winograd", "polyphase", "stem")  # algorithms whose transforms round
 BOUNDS = {"none": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 _SUM_EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-23, torch.float64: 2.0**-52}
 _STORE_EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float64: 2.0**-52}
