@@ -80,6 +80,8 @@ PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
   ROW(conv2d_dgrad, winograd, avx512, covers_winograd_dgrad) \
   ROW(conv2d_dgrad, direct, avx512, covers_floats)           \
   ROW(conv2d_wgrad, depthwise, avx512, covers_depthwise)     \
+  ROW(conv2d_wgrad, winograd, avx512, covers_winograd)       \
+  ROW(conv2d_wgrad, polyphase, avx512, covers_polyphase)     \
   ROW(conv2d_wgrad, direct, avx512, covers_floats)           \
   ROW(bias_relu, pointwise, avx512, covers_floats)           \
   ROW(bias_relu_backward, pointwise, avx512, covers_floats)  \
@@ -95,6 +97,8 @@ PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
   ROW(conv2d_dgrad, winograd, avx2, covers_winograd_dgrad)   \
   ROW(conv2d_dgrad, direct, avx2, covers_floats)             \
   ROW(conv2d_wgrad, depthwise, avx2, covers_depthwise)       \
+  ROW(conv2d_wgrad, winograd, avx2, covers_winograd)         \
+  ROW(conv2d_wgrad, polyphase, avx2, covers_polyphase)       \
   ROW(conv2d_wgrad, direct, avx2, covers_floats)             \
   ROW(bias_relu, pointwise, avx2, covers_floats)             \
   ROW(bias_relu_backward, pointwise, avx2, covers_floats)    \
