@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "batch_norm.h"
 #include "bias_relu.h"
 #include "conv2d.h"
 
@@ -40,6 +41,17 @@ Conv2dProblem check_conv2d(const Conv2dInfo& info);
 // Checks grad (and y, where given) against a checked problem.
 void check_conv2d_backward(const Conv2dInfo& info, const Conv2dProblem& problem, const TensorInfo& grad,
                            const std::optional<TensorInfo>& y);
+
+struct BatchNormInfo {
+  TensorInfo x;
+  std::optional<TensorInfo> weight, bias, residual, mean, var;
+  double eps, lo, hi;
+};
+
+void check_batch_norm_relu(const BatchNormInfo& info);
+// Checks grad (and y, where given) beside what check_batch_norm_relu has checked.
+void check_batch_norm_relu_backward(const BatchNormInfo& info, const TensorInfo& grad,
+                                    const std::optional<TensorInfo>& y);
 
 void check_bias_relu(const TensorInfo& x, const std::optional<TensorInfo>& bias,
                      const std::optional<TensorInfo>& residual, double lo, double hi);

@@ -87,6 +87,13 @@ void bias_relu_check(const py::object& x, const py::object& bias, const py::obje
   check_bias_relu(tensor_info(x), optional_info(bias), optional_info(residual), lo, hi);
 }
 
+void batch_norm_relu_check(const py::object& x, const py::object& weight, const py::object& bias,
+                           const py::object& residual, const py::object& mean, const py::object& var, double eps,
+                           double lo, double hi) {
+  check_batch_norm_relu({tensor_info(x), optional_info(weight), optional_info(bias), optional_info(residual),
+                         optional_info(mean), optional_info(var), eps, lo, hi});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -109,7 +116,8 @@ PYBIND11_MODULE(_C, m) {
         "Takes this variant wherever it covers the problem; an empty name undoes it.");
   m.def("preferred_variant", &preferred_variant, "Its index in variants(), or -1.");
   m.def("conv2d_covers", &conv2d_covers, "Whether the variant takes conv2d or its gradients of this problem.");
-  m.def("conv2d_choice", &conv2d_choice,
+  m.def("conv2d_choice", &conv2d_choice, py::arg("x"), py::arg("weight"), py::arg("stride"), py::arg("padding"),
+        py::arg("dilation"), py::arg("groups"), py::arg("pool"),
         "The variant that conv2d, with this max pooling (size, stride, padding; size 0: none), takes on the CPU, as an "
         "index into variants() or -1, and the layout of its packed weights: equal layouts can share them; -1 where it "
         "has none.");
@@ -128,5 +136,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("take_new_choices", &take_new_choices, "The choices made for the first time since the last call.");
   // A tensor is told as (sizes, dtype, device).
   m.def("check_conv2d", &conv2d_sizes, "Sizes of conv2d's output; raises InvalidArgument with the sentence.");
+  m.def("count_fallback", &count_fallback, py::arg("op"), py::arg("reason"), "Counts what was left to ATen.");
+  m.def("check_batch_norm_relu", &batch_norm_relu_check, "Raises InvalidArgument with the sentence.");
   m.def("check_bias_relu", &bias_relu_check, "Raises InvalidArgument with the sentence.");
 }

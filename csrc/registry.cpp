@@ -175,6 +175,11 @@ void note_choice(const BiasReluProblem& p, Variant variant) {
        [&p] { return std::string(dtype_name(p.dtype)) + " with " + std::to_string(p.channels) + " channels"; });
 }
 
+void note_choice(const BatchNormProblem& p, Variant variant) {
+  note({p.channels, static_cast<int64_t>(p.dtype)}, variant,
+       [&p] { return std::string(dtype_name(p.dtype)) + " with " + std::to_string(p.channels) + " channels"; });
+}
+
 std::vector<std::string> take_new_choices() {
   const std::lock_guard<std::mutex> lock(state().mutex);
   std::vector<std::string> taken;
@@ -225,6 +230,8 @@ template Choice<Op::conv2d> choose_cpu<Op::conv2d>(const Conv2dProblem&);
 template Choice<Op::conv2d_dgrad> choose_cpu<Op::conv2d_dgrad>(const Conv2dProblem&);
 template Choice<Op::conv2d_wgrad> choose_cpu<Op::conv2d_wgrad>(const Conv2dProblem&);
 template Choice<Op::bias_relu> choose_cpu<Op::bias_relu>(const BiasReluProblem&);
+template Choice<Op::batch_norm_relu> choose_cpu<Op::batch_norm_relu>(const BatchNormProblem&);
+template Choice<Op::batch_norm_relu_backward> choose_cpu<Op::batch_norm_relu_backward>(const BatchNormProblem&);
 template Choice<Op::max_pool2d> choose_cpu<Op::max_pool2d>(const PoolingProblem&);
 template Choice<Op::average_pool2d> choose_cpu<Op::average_pool2d>(const PoolingProblem&);
 template Choice<Op::linear> choose_cpu<Op::linear>(const LinearProblem&);

@@ -44,6 +44,7 @@ void reset_counters();
 // Remembers the choice for a problem class on first sight. take_new_choices() hands over those not yet told.
 void note_choice(const Conv2dProblem& problem, Variant variant);
 void note_choice(const BiasReluProblem& problem, Variant variant);
+void note_choice(const BatchNormProblem& problem, Variant variant);
 std::vector<std::string> take_new_choices();
 
 template <Op op>

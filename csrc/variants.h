@@ -4,6 +4,7 @@
 #pragma once
 #include <cstdint>
 
+#include "batch_norm.h"
 #include "bias_relu.h"
 #include "conv2d.h"
 #include "linear.h"
@@ -19,6 +20,8 @@ enum class Op : int32_t {
   conv2d_wgrad,
   bias_relu,
   bias_relu_backward,
+  batch_norm_relu,
+  batch_norm_relu_backward,
   max_pool2d,
   average_pool2d,
   linear
@@ -28,6 +31,8 @@ enum class Op : int32_t {
 // along an axis (the depthwise ones in all).
 PYSERVE_INLINE bool covers_any(const Conv2dProblem& p) { return p.pool.size == 0; }
 PYSERVE_INLINE bool covers_any(const BiasReluProblem&) { return true; }
+PYSERVE_INLINE bool covers_any(const BatchNormProblem&) { return true; }
+PYSERVE_INLINE bool covers_floats(const BatchNormProblem& p) { return p.dtype != DType::f64; }
 PYSERVE_INLINE bool covers_any(const PoolingProblem&) { return true; }
 PYSERVE_INLINE bool covers_any(const LinearProblem&) { return true; }
 PYSERVE_INLINE bool covers_floats(const PoolingProblem& p) { return p.dtype != DType::f64; }
@@ -59,15 +64,17 @@ PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
 }
 
 // ROW(operator, algorithm, ISA, covers): the kernel is `<operator>_<algorithm>_<ISA>` and lives in
-// cpu/<conv2d, bias_relu, pooling or linear>_<algorithm>_<ISA>.cpp.
-#define PYSERVE_PLAIN_VARIANTS(ROW)                      \
-  ROW(conv2d, direct, scalar, covers_any)                \
-  ROW(conv2d_dgrad, direct, scalar, covers_any)          \
-  ROW(conv2d_wgrad, direct, scalar, covers_any)          \
-  ROW(bias_relu, pointwise, scalar, covers_any)          \
-  ROW(bias_relu_backward, pointwise, scalar, covers_any) \
-  ROW(max_pool2d, direct, scalar, covers_any)            \
-  ROW(average_pool2d, direct, scalar, covers_any)        \
+// cpu/<conv2d, bias_relu, batch_norm_relu, pooling or linear>_<algorithm>_<ISA>.cpp.
+#define PYSERVE_PLAIN_VARIANTS(ROW)                       \
+  ROW(conv2d, direct, scalar, covers_any)                 \
+  ROW(conv2d_dgrad, direct, scalar, covers_any)           \
+  ROW(conv2d_wgrad, direct, scalar, covers_any)           \
+  ROW(bias_relu, pointwise, scalar, covers_any)           \
+  ROW(bias_relu_backward, pointwise, scalar, covers_any)  \
+  ROW(batch_norm_relu, rows, scalar, covers_any)          \
+  ROW(batch_norm_relu_backward, rows, scalar, covers_any) \
+  ROW(max_pool2d, direct, scalar, covers_any)             \
+  ROW(average_pool2d, direct, scalar, covers_any)         \
   ROW(linear, rows, scalar, covers_any)
 
 #define PYSERVE_X86_VARIANTS(ROW)                            \
@@ -85,6 +92,8 @@ PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
   ROW(conv2d_wgrad, direct, avx512, covers_floats)           \
   ROW(bias_relu, pointwise, avx512, covers_floats)           \
   ROW(bias_relu_backward, pointwise, avx512, covers_floats)  \
+  ROW(batch_norm_relu, rows, avx512, covers_floats)          \
+  ROW(batch_norm_relu_backward, rows, avx512, covers_floats) \
   ROW(max_pool2d, direct, avx512, covers_floats)             \
   ROW(average_pool2d, direct, avx512, covers_floats)         \
   ROW(linear, rows, avx512, covers_floats)                   \
@@ -102,6 +111,8 @@ PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
   ROW(conv2d_wgrad, direct, avx2, covers_floats)             \
   ROW(bias_relu, pointwise, avx2, covers_floats)             \
   ROW(bias_relu_backward, pointwise, avx2, covers_floats)    \
+  ROW(batch_norm_relu, rows, avx2, covers_floats)            \
+  ROW(batch_norm_relu_backward, rows, avx2, covers_floats)   \
   ROW(max_pool2d, direct, avx2, covers_floats)               \
   ROW(average_pool2d, direct, avx2, covers_floats)           \
   ROW(linear, rows, avx2, covers_floats)
@@ -165,6 +176,16 @@ template <>
 struct OpTypes<Op::bias_relu_backward> {
   using Problem = BiasReluProblem;
   using Args = BiasReluBackwardArgs;
+};
+template <>
+struct OpTypes<Op::batch_norm_relu> {
+  using Problem = BatchNormProblem;
+  using Args = BatchNormArgs;
+};
+template <>
+struct OpTypes<Op::batch_norm_relu_backward> {
+  using Problem = BatchNormProblem;
+  using Args = BatchNormBackwardArgs;
 };
 template <>
 struct OpTypes<Op::max_pool2d> {

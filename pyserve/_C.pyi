@@ -46,3 +46,15 @@ def check_conv2d(
     hi: float,
 ) -> list[int]: ...
 def check_bias_relu(x: _Told | None, bias: _Told | None, residual: _Told | None, lo: float, hi: float) -> None: ...
+def check_batch_norm_relu(
+    x: _Told | None,
+    weight: _Told | None,
+    bias: _Told | None,
+    residual: _Told | None,
+    mean: _Told | None,
+    var: _Told | None,
+    eps: float,
+    lo: float,
+    hi: float,
+) -> None: ...
+def count_fallback(op: str, reason: str) -> None: ...

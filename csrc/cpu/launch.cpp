@@ -102,6 +102,8 @@ void register_all(torch::stable::detail::StableLibrary& m) {
 
 STABLE_TORCH_LIBRARY_IMPL(pyserve, CPU, m) {
   pyserve::register_all<pyserve::Cpu>(m);
+  m.impl("batch_norm_relu", TORCH_BOX(&pyserve::launch_batch_norm_relu<pyserve::Cpu>));
+  m.impl("batch_norm_relu_backward", TORCH_BOX(&pyserve::launch_batch_norm_relu_backward<pyserve::Cpu>));
   m.impl("conv2d_pack", TORCH_BOX(&pyserve::conv2d_pack));
   m.impl("run_chain", TORCH_BOX(&pyserve::run_chain));
 }

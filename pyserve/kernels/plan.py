@@ -10,13 +10,14 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from pyserve.kernels._extension import C
-from pyserve.kernels.ops import BOUNDS
+from pyserve.kernels.calls import BOUNDS
 from pyserve.kernels.steps import Pair, Step, Steps
 
 _ALIGNMENT = 64
@@ -186,12 +187,12 @@ class _Planner:
     ) -> tuple[int, Tensor | None, tuple[int, int, int]]:
         """The variant that will be taken, the weights as it wants them, and the pooling that it does as well."""
         name = str(self.dtype).removeprefix("torch.")
-        told = (x, name, "cpu"), (list(weight.shape), name, "cpu")
+        choice: Any = partial(C.conv2d_choice, (x, name, "cpu"), (list(weight.shape), name, "cpu"), *numbers)
         pool = self._pool_after(i)
-        variant, layout = C.conv2d_choice(*told, *numbers, pool)
+        variant, layout = choice(pool)
         if variant < 0:
             pool = _NO_POOL
-            variant, layout = C.conv2d_choice(*told, *numbers, pool)
+            variant, layout = choice(pool)
         if pool != _NO_POOL:
             self.merged.add(i + 1)
         if layout < 0:
