@@ -52,7 +52,8 @@ void transform_stem_weights(const StemShape& s, const T* weight, float* u) {
       alignas(64) float taps[Scheme::kTaps][kStemColumns] = {};
       for (int64_t k = 0; k < least(width, p.K - first); ++k)
         for (int64_t t = 0; t < Scheme::kTaps; ++t)
-          taps[t][k] = to_float(weight[(((first + k) * p.R + i / p.C) * p.S + t) * p.C + i % p.C]);
+          taps[t][k] = to_float(weight[(first + k) * p.R * p.S * p.C + (i / p.C * p.S + t) * p.weight_by_tap() +
+                                       i % p.C * p.weight_by_c()]);
       for (int64_t column = 0; column < width; column += Vec::kWidth) {
         Vec w[Scheme::kTaps], o[Scheme::kPoints];
         for (int64_t t = 0; t < Scheme::kTaps; ++t) w[t] = Vec::load(&taps[t][column]);

@@ -251,7 +251,7 @@ class WinogradWgrad {
       }
   }
 
-  // Gᵀ dU G of a square, transposed to dw [K][3][3][C].
+  // Gᵀ dU G of a square, transposed to dw.
   void finish_square(int64_t panel, int64_t group, const float* square) {
     const int64_t columns = width(panel), channel = group * Vec::kWidth, n = s_.depth - channel;
     Vec check = Vec::zero();
@@ -262,16 +262,30 @@ class WinogradWgrad {
         gather_filter(square + c * columns + column, Vec::kWidth * columns, w);
         for (int64_t tap = 0; tap < kTaps; ++tap) taps[tap][c] = w[tap], check = check.fma(w[tap], Vec::zero());
       }
-      const int64_t first = s_.first_column(panel) + column, filters = least(Vec::kWidth, s_.columns - first);
-      for (int64_t tap = 0; tap < kTaps; ++tap) {
-        Vec::transpose(taps[tap]);
-        for (int64_t k = 0; k < filters; ++k) {
-          T* to = dw_ + ((first + k) * kTaps + tap) * s_.depth + channel;
-          n < Vec::kWidth ? taps[tap][k].store(to, n) : taps[tap][k].store(to);
-        }
-      }
+      const int64_t first = s_.first_column(panel) + column;
+      s_.kcrs ? store_filters<true>(taps, first, channel, n) : store_filters<false>(taps, first, channel, n);
     }
     if (check.any_nan()) __atomic_store_n(&finite_, false, __ATOMIC_RELAXED);
+  }
+
+  // taps[tap][channel] of a vector of filters to dw [K][3][3][C], or to [K][C][3][3], where `n` channels are one row.
+  template <bool kKcrs>
+  void store_filters(const Vec (&taps)[kTaps][Vec::kWidth], int64_t first, int64_t channel, int64_t n) const {
+    const int64_t filters = least(Vec::kWidth, s_.columns - first), length = least(n, Vec::kWidth) * kTaps;
+    for (int64_t part = 0; part < kTaps; ++part) {
+      Vec square[Vec::kWidth];
+      for (int64_t i = 0; i < Vec::kWidth; ++i) {
+        const int64_t at = part * Vec::kWidth + i;
+        square[i] = kKcrs ? taps[at % kTaps][at / kTaps] : taps[part][i];
+      }
+      Vec::transpose(square);
+      const int64_t left = kKcrs ? length - part * Vec::kWidth : n;
+      for (int64_t k = 0; k < filters && left > 0; ++k) {
+        T* to = dw_ + (first + k) * kTaps * s_.depth +
+                (kKcrs ? channel * kTaps + part * Vec::kWidth : part * s_.depth + channel);
+        left < Vec::kWidth ? square[k].store(to, left) : square[k].store(to);
+      }
+    }
   }
 
   static void gather_filter(const float* u, int64_t u_step, Vec* w) {

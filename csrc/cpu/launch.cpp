@@ -29,6 +29,13 @@ struct Cpu {
   }
 };
 
+}  // namespace
+
+template <>
+constexpr bool kTakesKcrs<Cpu> = true;
+
+namespace {
+
 // A device without kernels of ours (a GPU where the CUDA library is not built, other accelerators): all by ATen.
 struct Elsewhere {
   static bool has(ScalarType) { return false; }

@@ -94,7 +94,7 @@ struct WinogradShape {
   WinogradMap map;
   int64_t H, W, pad_h, pad_w, stride;  // of the input
   int64_t depth, columns;              // input and output channels
-  bool gradient;                       // the weights turned and exchanged
+  bool kcrs, gradient;                 // layout of the weights; whether they are turned and exchanged
   int64_t panel_vectors;               // output channels go in panels of at most so many vectors
 
   int64_t groups() const { return ceil_div(depth, Vec::kWidth); }
@@ -119,11 +119,11 @@ struct WinogradShape {
 
 template <class Scheme>
 WinogradShape winograd_forward_shape(const Conv2dProblem& p) {
-  return {{p.N, p.P, p.Q}, p.H, p.W, p.pad_h, p.pad_w, Scheme::kStride, p.C, p.K, false, Vec::kMostVectors};
+  return {{p.N, p.P, p.Q}, p.H, p.W, p.pad_h, p.pad_w, Scheme::kStride, p.C, p.K, p.kcrs, false, Vec::kMostVectors};
 }
 
 inline WinogradShape winograd_dgrad_shape(const Conv2dProblem& p) {
-  return {{p.N, p.H, p.W}, p.P, p.Q, 2 - p.pad_h, 2 - p.pad_w, 1, p.K, p.C, true, Vec::kMostVectors};
+  return {{p.N, p.H, p.W}, p.P, p.Q, 2 - p.pad_h, 2 - p.pad_w, 1, p.K, p.C, p.kcrs, true, Vec::kMostVectors};
 }
 
 template <int kValue>

@@ -38,7 +38,7 @@ class Expected:
         assert got.shape == self.value.shape, f"got {list(got.shape)}, expected {list(self.value.shape)}"
         norm = self.value.norm()
         ours, theirs = (float((y.detach().cpu().double() - self.value).norm() / norm) for y in (got, onednns))
-        allowed = min(1e-5, 3 * max(theirs, _SHORT_SUM))
+        allowed = min(1e-5, 3 * max(_SHORT_SUM, theirs))  # PyTorch's own may be NaN where no tap reads the image
         assert ours <= allowed, f"relative error {ours:.3g}, oneDNN's {theirs:.3g}, allowed {allowed:.3g}"
 
     def check(self, got: Tensor, torchs_own: Tensor | None = None) -> None:
@@ -88,6 +88,8 @@ class Tensors:
 
         x = normal(case.N, case.C, case.H, case.W)
         weight = normal(case.K, case.C // case.groups, case.R, case.S)
+        if dtype is torch.bfloat16:  # so that kernels meet both layouts that they take
+            weight = weight.contiguous(memory_format=torch.channels_last)
         out = F.conv2d(x.cpu().double(), weight.cpu().double(), None, *_numbers(case)).shape
         x = x.relu() if post_relu else x
         return cls(case, x, weight, normal(case.K), normal(*out), normal(*out))
