@@ -30,7 +30,7 @@ AVX512 = "-mavx2 -mfma -mprfchw -mavx512f -mavx512bw -mavx512dq -mavx512vl -mpre
 ISA_FLAGS = {"avx2": "-mavx2 -mfma", "avx512": AVX512}  # by the last word of a kernel file's name
 X86 = platform.machine() in ("x86_64", "AMD64")
 TORCH_FLAGS = f"-DTORCH_TARGET_VERSION=0x020A000000000000 -isystem {TORCH}/include"
-TORCH_LINK = f"-lpyserve_core -L{TORCH}/lib -ltorch_cpu -lc10"
+TORCH_LINK, CUDA_LINK = f"-lpyserve_core -L{TORCH}/lib -ltorch_cpu -lc10", "--no-as-needed -ltorch_cuda -nodlink"
 
 
 def find_nvcc():
@@ -59,25 +59,25 @@ def libraries(nvcc):
         flags += f" -DPYSERVE_BUILD_{name}='\"{value}\"'"
     yield f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", "cxx", files(flags, "module.cpp"), "-lpyserve_core"
     if nvcc:  # "80+PTX" means code for sm_80 and PTX, "90a" code for sm_90a
-        flags = f"-std=c++17 -O3 -DNDEBUG -DUSE_CUDA -Xcompiler -fPIC {TORCH_FLAGS}"
+        flags = f"-std=c++17 -O3 -DNDEBUG -DUSE_CUDA -Xcompiler -fPIC,-Wall {TORCH_FLAGS}"
         for arch, ptx in ((arch.removesuffix("+PTX"), arch.endswith("+PTX")) for arch in ARCHS):
             flags += f" '-gencode=arch=compute_{arch},code=[sm_{arch}{f',compute_{arch}' if ptx else ''}]'"
-        yield "libpyserve_cuda.so", "nvcc", files(flags, "cuda/*.cu"), f"{TORCH_LINK} -L{BUILD}/stub -ltorch_cuda"
+        yield "libpyserve_cuda.so", "nvcc", files(flags, "cuda/*.cu"), f"{TORCH_LINK} -Xlinker {CUDA_LINK}"
 
 
 def ninja_text(nvcc):
-    for rule, cc, to_ld in (("cxx", os.environ.get("CXX", "c++"), "-Wl,"), ("nvcc", nvcc, "-Xlinker ")):
-        yield f"rule {rule}\n command = {cc} $flags -MMD -MF $out.d -c $in -o $out\n deps = gcc\n depfile = $out.d"
-        link = f"$flags -L{BUILD} {to_ld}-rpath,'$$ORIGIN'"
-        yield f"rule link_{rule}\n command = {cc} -shared $in -o $out {link}"
+    cxx, told = os.environ.get("CXX", "c++"), "-Xptxas -v > $out.log 2>&1 || { cat $out.log; false; }"
+    for rule, cc, to_ld, log in (("cxx", cxx, "-Wl,", ""), ("nvcc", nvcc, "-Xlinker ", told)):
+        compile_one = f"{cc} $flags -MMD -MF $out.d -c $in -o $out {log}"
+        yield f"rule {rule}\n command = {compile_one}\n deps = gcc\n depfile = $out.d"
+        yield f"rule link_{rule}\n command = {cc} -shared $in -o $out $flags -L{BUILD} {to_ld}-rpath,'$$ORIGIN'"
     # A CPU torch has no libtorch_cuda.so to link the CUDA part against: an empty one of that name stands in.
-    yield "rule stub\n command = echo | c++ -shared -x c++ - -Wl,-soname,libtorch_cuda.so -o $out"
-    yield "build stub/libtorch_cuda.so: stub"
+    yield "rule stub\n command = echo|c++ -shared -x c++ - -Wl,-soname,$out -o $out\nbuild libtorch_cuda.so: stub"
     for file, rule, sources, link in libraries(nvcc):
         objects = [f"{file.split('.')[0]}/{source.stem}.o" for source, _ in sources]
         for obj, (source, flags) in zip(objects, sources, strict=True):
             yield f"build {obj}: {rule} {source}\n flags = {flags}"
-        needs = "" if "core" in file else "| libpyserve_core.so stub/libtorch_cuda.so"
+        needs = "" if "core" in file else "| libpyserve_core.so libtorch_cuda.so"
         yield f"build {file}: link_{rule} {' '.join(objects)} {needs}\n flags = {link}"
 
 
@@ -92,8 +92,7 @@ class NinjaBuild(build_ext):
             shutil.copy2(BUILD / target.name, target)
 
     def get_ext_filename(self, name):
-        library = name.split(".")[-1].startswith("lib")
-        return name.replace(".", "/") + ".so" if library else super().get_ext_filename(name)
+        return name.replace(".", "/") + ".so" if "libpyserve" in name else super().get_ext_filename(name)
 
 
 names = ["libpyserve_core", "libpyserve_cpu", "_C", *(["libpyserve_cuda"] if find_nvcc() else [])]

@@ -45,7 +45,9 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit measured; "+" marks a tree with changes that are not committed."""
+    """The commit measured; "+" marks a tree with changes that are not committed, "?" one without a history."""
+    if not (ROOT / ".git").exists():
+        return "?"
     head = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -56,7 +58,12 @@ def commit() -> str:
 
 
 def write(
-    path: Path | None, benchmark: str, rows: Sequence[dict[str, Any]], summary: str, packages: Sequence[str]
+    path: Path | None,
+    benchmark: str,
+    rows: Sequence[dict[str, Any]],
+    summary: str,
+    packages: Sequence[str],
+    gpu: dict[str, Any] | None = None,
 ) -> None:
     """Write one result file.
 
@@ -66,13 +73,14 @@ def write(
         rows: one flat dictionary a case.
         summary: one sentence.
         packages: whose versions matter here.
+        gpu: what is to be told of the GPU.
     """
     if path is None:
         return
     result = {
         "benchmark": benchmark,
         "commit": commit(),
-        "machine": machine(),
+        "machine": machine() | (gpu or {}),
         "versions": versions(*packages),
         "rows": list(rows),
         "summary": summary,

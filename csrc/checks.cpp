@@ -74,6 +74,7 @@ std::optional<DType> kernel_dtype(const std::string& dtype) {
   if (dtype == "float32") return DType::f32;
   if (dtype == "bfloat16") return DType::bf16;
   if (dtype == "float64") return DType::f64;
+  if (dtype == "float16") return DType::f16;
   return std::nullopt;
 }
 

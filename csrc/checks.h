@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "batch_norm.h"
+#include "batch_norm_relu.h"
 #include "bias_relu.h"
 #include "conv2d.h"
 
@@ -28,7 +28,8 @@ struct Conv2dInfo {
   double lo, hi;
 };
 
-// Throws this; Python sees a RuntimeError from the operator, and InvalidArgumentError from the wrapper.
+// Throws this; Python sees a RuntimeError from the operator (from torch 2.14 on _C.InvalidArgument, a ValueError), and
+// InvalidArgumentError from the wrapper.
 struct InvalidArgument : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

@@ -8,12 +8,16 @@
 #include <cstdint>
 
 // Inline functions of headers that kernel files include are always inlined: a copy compiled for one ISA must never be
-// the one that the linker keeps for all.
+// the one that the linker keeps for all. CUDA kernels use them too.
+#if defined(__CUDACC__)
+#define PYSERVE_INLINE __host__ __device__ inline __attribute__((always_inline))
+#else
 #define PYSERVE_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace pyserve {
 
-enum class DType : int32_t { f32, bf16, f64 };
+enum class DType : int32_t { f32, bf16, f64, f16 };  // f16 on CUDA alone
 
 // clamp(value + bias + residual, lo, hi): (-inf, inf) is no activation, (0, inf) ReLU, (0, 6) ReLU6. NaN stays NaN.
 struct Clamp {
@@ -34,6 +38,7 @@ struct Conv2dProblem {
   int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int64_t groups;
   DType dtype;
+  bool tf32;  // float32 may be multiplied as TF32
   Clamp clamp;
   bool kcrs;     // the layout of the weight, and of its gradient
   MaxPool pool;  // P and Q are the convolution's sizes; y is [N][pooled(P)][pooled(Q)][K]

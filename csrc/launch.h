@@ -1,6 +1,8 @@
 // One operator, whatever the device: check, early return on empty, convert to channels-last, run. A device supplies
 // `Backend` with
-//   static std::optional<DType> dtype(ScalarType)          what its kernels have, else ATen does it
+//   static bool has(const Tensor& x)                     whether its kernels have the element type and run on the
+//   device static bool covers(const Conv2dProblem& problem)     whether they take the problem, forward and backward
+// (where not, ATen does it)
 //   template <Op op> static void run(const ProblemOf<op>&, const ArgsOf<op>&, const Tensor& on)
 #pragma once
 #include "fallback.h"
@@ -24,7 +26,7 @@ Tensor laid_out(const Tensor& weight, Conv2dProblem& p) {
 
 template <class Backend>
 Tensor launch_conv2d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& residual,
-                     Ints stride, Ints padding, Ints dilation, int64_t groups, double lo, double hi) {
+                     Ints stride, Ints padding, Ints dilation, int64_t groups, double lo, double hi, bool tf32) {
   const Conv2dInfo info{tensor_info(x),
                         tensor_info(weight),
                         tensor_info(bias),
@@ -36,9 +38,10 @@ Tensor launch_conv2d(const Tensor& x, const Tensor& weight, const OptionalTensor
                         lo,
                         hi};
   Conv2dProblem p = check_conv2d(info);
+  p.tf32 = tf32;
   const MemoryFormat format = output_format(x);
   if (p.N == 0) return empty_like_in(x, {p.N, p.K, p.P, p.Q}, format);
-  if (!Backend::has(x.scalar_type())) return aten::conv2d(x, weight, bias, residual, info);
+  if (!Backend::has(x) || !Backend::covers(p)) return aten::conv2d(x, weight, bias, residual, info);
 
   const Tensor x_last = channels_last(x), weight_dense = laid_out<Backend>(weight, p);
   const OptionalTensor bias_dense = contiguous_bias(bias), residual_last = channels_last(residual);
@@ -59,14 +62,16 @@ inline Tensor zeros_for(const Tensor& like, const Ints& sizes, MemoryFormat form
 template <class Backend>
 aten::Gradients launch_conv2d_backward(const Tensor& grad, const OptionalTensor& y, const Tensor& x,
                                        const Tensor& weight, Ints stride, Ints padding, Ints dilation, int64_t groups,
-                                       double lo, double hi, std::vector<bool> wanted) {
+                                       double lo, double hi, std::vector<bool> wanted, bool tf32) {
   const Conv2dInfo info{
       tensor_info(x), tensor_info(weight), std::nullopt, std::nullopt, stride, padding, dilation, groups, lo, hi};
   Conv2dProblem p = check_conv2d(info);
+  p.tf32 = tf32;
   check_conv2d_backward(info, p, tensor_info(grad), tensor_info(y));
   const MemoryFormat x_format = output_format(x), weight_format = output_format(weight);
   const Ints out_sizes = {p.N, p.K, p.P, p.Q}, weight_sizes = {p.K, p.group_c(), p.R, p.S};
-  if (p.N > 0 && !Backend::has(x.scalar_type())) return aten::conv2d_backward(grad, y, x, weight, info, wanted);
+  if (p.N > 0 && !(Backend::has(x) && Backend::covers(p)))
+    return aten::conv2d_backward(grad, y, x, weight, info, wanted);
 
   Tensor dx = absent_like(x), dw = absent_like(x), dbias = absent_like(x), dresidual = absent_like(x);
   if (p.N == 0) {
@@ -117,7 +122,7 @@ Tensor launch_bias_relu(const Tensor& x, const OptionalTensor& bias, const Optio
   const auto sizes = x.sizes();
   Tensor y = empty_like_in(x, {sizes.begin(), sizes.end()}, format);
   if (x.numel() == 0) return y;
-  if (!Backend::has(x.scalar_type())) return aten::bias_relu(x, bias, residual, {lo, hi});
+  if (!Backend::has(x)) return aten::bias_relu(x, bias, residual, {lo, hi});
 
   const Tensor x_dense = torch::stable::contiguous(x, format);
   const OptionalTensor bias_dense = contiguous_bias(bias);
@@ -135,8 +140,7 @@ std::tuple<Tensor, Tensor> launch_bias_relu_backward(const Tensor& grad, const O
   check_bias_relu_backward(tensor_info(grad), tensor_info(y), lo, hi);
   const auto sizes = grad.sizes();
   const MemoryFormat format = output_format(y ? *y : grad);
-  if (grad.numel() > 0 && !Backend::has(grad.scalar_type()))
-    return aten::bias_relu_backward(grad, y, {lo, hi}, bias_wanted);
+  if (grad.numel() > 0 && !Backend::has(grad)) return aten::bias_relu_backward(grad, y, {lo, hi}, bias_wanted);
   Tensor dx = empty_like_in(grad, {sizes.begin(), sizes.end()}, format);
   if (grad.numel() == 0)
     return {dx, bias_wanted ? zeros_for(grad, {sizes[1]}, MemoryFormat::Contiguous) : absent_like(grad)};
@@ -154,88 +158,13 @@ std::tuple<Tensor, Tensor> launch_bias_relu_backward(const Tensor& grad, const O
   return {dx, dbias};
 }
 
-inline BatchNormProblem batch_norm_problem(const Tensor& x, bool training, double eps, double lo, double hi) {
-  const DType dtype = kernel_dtype(dtype_name(x.scalar_type())).value_or(DType::f32);
-  return {x.numel() / x.size(1), x.size(1), dtype, {lo, hi}, eps, training};
-}
-
-// A 2-D tensor is dense channels-last as it is.
-inline MemoryFormat rows_format(const Tensor& x) {
-  return x.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-}
-
-inline OptionalTensor in_rows(const OptionalTensor& t) {
-  return t ? OptionalTensor(torch::stable::contiguous(*t, rows_format(*t))) : std::nullopt;
-}
-
-// Statistics, as weight and bias, are float64 beside float64.
-inline Tensor statistics_like(const Tensor& x, bool wanted) {
-  const ScalarType type = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  return torch::stable::empty(Ints{wanted ? x.size(1) : 0}, type, std::nullopt, x.device());
-}
-
-// Without mean and var the statistics are this batch's, and come back; else what comes back is empty. x is not.
+// Registers every operator's implementation for the library's dispatch key.
 template <class Backend>
-std::tuple<Tensor, Tensor, Tensor> launch_batch_norm_relu(const Tensor& x, const OptionalTensor& weight,
-                                                          const OptionalTensor& bias, const OptionalTensor& residual,
-                                                          const OptionalTensor& mean, const OptionalTensor& var,
-                                                          double eps, double lo, double hi) {
-  check_batch_norm_relu({tensor_info(x), tensor_info(weight), tensor_info(bias), tensor_info(residual),
-                         tensor_info(mean), tensor_info(var), eps, lo, hi});
-  const MemoryFormat format = output_format(x);
-  const auto sizes = x.sizes();
-  const bool training = !mean.has_value();
-  Tensor y = empty_like_in(x, {sizes.begin(), sizes.end()}, rows_format(x));
-  Tensor batch_mean = statistics_like(x, training), batch_var = statistics_like(x, training);
-  if (x.numel() == 0) return {torch::stable::contiguous(y, format), batch_mean, batch_var};
-  const OptionalTensor x_rows = in_rows(x), residual_rows = in_rows(residual);
-  const OptionalTensor weight_dense = contiguous_bias(weight), bias_dense = contiguous_bias(bias);
-  const OptionalTensor mean_dense = contiguous_bias(mean), var_dense = contiguous_bias(var);
-  Backend::template run<Op::batch_norm_relu>(
-      batch_norm_problem(x, training, eps, lo, hi),
-      {x_rows->const_data_ptr(), data_or_null(weight_dense), data_or_null(bias_dense), data_or_null(residual_rows),
-       y.mutable_data_ptr(), training ? batch_mean.mutable_data_ptr() : const_cast<void*>(mean_dense->const_data_ptr()),
-       training ? batch_var.mutable_data_ptr() : const_cast<void*>(var_dense->const_data_ptr())},
-      x);
-  return {torch::stable::contiguous(y, format), batch_mean, batch_var};
-}
-
-template <class Backend>
-aten::Gradients launch_batch_norm_relu_backward(const Tensor& grad, const OptionalTensor& y, const Tensor& x,
-                                                const OptionalTensor& weight, const OptionalTensor& bias,
-                                                const Tensor& mean, const Tensor& var, bool training, double eps,
-                                                double lo, double hi, std::vector<bool> wanted) {
-  const BatchNormInfo info{tensor_info(x),
-                           tensor_info(weight),
-                           tensor_info(bias),
-                           std::nullopt,
-                           tensor_info(mean),
-                           tensor_info(var),
-                           eps,
-                           lo,
-                           hi};
-  check_batch_norm_relu(info);
-  check_batch_norm_relu_backward(info, tensor_info(grad), tensor_info(y));
-  const MemoryFormat format = output_format(x);
-  const auto sizes = x.sizes();
-  const auto like_x = [&](bool needed) {
-    return needed ? empty_like_in(x, {sizes.begin(), sizes.end()}, rows_format(x)) : absent_like(x);
-  };
-  Tensor dx = like_x(wanted[0]), dresidual = like_x(wanted[3]);
-  Tensor dweight = statistics_like(x, wanted[1]), dbias = statistics_like(x, wanted[2]);
-  if (x.numel() == 0) return {dx, torch::stable::zero_(dweight), torch::stable::zero_(dbias), dresidual};
-  const OptionalTensor grad_rows = in_rows(grad), y_rows = in_rows(y), x_rows = in_rows(x);
-  const OptionalTensor weight_dense = contiguous_bias(weight), bias_dense = contiguous_bias(bias);
-  const Tensor mean_dense = torch::stable::contiguous(mean), var_dense = torch::stable::contiguous(var);
-  const auto out = [&](Tensor& t, int i) { return wanted[static_cast<size_t>(i)] ? t.mutable_data_ptr() : nullptr; };
-  Backend::template run<Op::batch_norm_relu_backward>(
-      batch_norm_problem(x, training, eps, lo, hi),
-      {grad_rows->const_data_ptr(), data_or_null(y_rows), x_rows->const_data_ptr(), data_or_null(weight_dense),
-       data_or_null(bias_dense), mean_dense.const_data_ptr(), var_dense.const_data_ptr(), out(dx, 0), out(dweight, 1),
-       out(dbias, 2), out(dresidual, 3)},
-      x);
-  return {wanted[0] ? torch::stable::contiguous(dx, format) : dx, dweight, dbias,
-          wanted[3] ? torch::stable::contiguous(dresidual, format) : dresidual};
+void register_all(torch::stable::detail::StableLibrary& m) {
+  m.impl("conv2d", TORCH_BOX(&launch_conv2d<Backend>));
+  m.impl("conv2d_backward", TORCH_BOX(&launch_conv2d_backward<Backend>));
+  m.impl("bias_relu", TORCH_BOX(&launch_bias_relu<Backend>));
+  m.impl("bias_relu_backward", TORCH_BOX(&launch_bias_relu_backward<Backend>));
 }
 
 }  // namespace pyserve

@@ -114,6 +114,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", &set_isa, py::arg("name"), "Caps the ISA of the kernels in this process.");
   m.def("prefer_variant", &prefer_variant, py::arg("name"),
         "Takes this variant wherever it covers the problem; an empty name undoes it.");
+  m.def("prefer_tile", &prefer_tile, py::arg("name"),
+        "Takes this tile in the tensor core kernels: large, medium, small or narrow; an empty name undoes it.");
   m.def("preferred_variant", &preferred_variant, "Its index in variants(), or -1.");
   m.def("conv2d_covers", &conv2d_covers, "Whether the variant takes conv2d or its gradients of this problem.");
   m.def("conv2d_choice", &conv2d_choice, py::arg("x"), py::arg("weight"), py::arg("stride"), py::arg("padding"),

@@ -1,17 +1,18 @@
 // Every operator's schema. Each device registers its implementations at the end of its own launchers.
 //
-// lo, hi: the activation's bounds, see Clamp. Gradients that `wanted` does not ask for come back as empty tensors [0].
+// lo, hi: the activation's bounds, see Clamp. tf32: float32 may be multiplied as TF32 on a GPU. Gradients that `wanted`
+// does not ask for come back as empty tensors [0].
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(pyserve, m) {
   m.def(
       "conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[2] stride, int[2] padding, int[2] dilation, "
-      "int groups, float lo, float hi) -> Tensor");
+      "int groups, float lo, float hi, bool tf32=False) -> Tensor");
   // wanted: of x, weight, bias, residual.
   m.def(
       "conv2d_backward(Tensor grad, Tensor? y, Tensor x, Tensor weight, int[2] stride, int[2] padding, int[2] "
       "dilation, "
-      "int groups, float lo, float hi, bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
+      "int groups, float lo, float hi, bool[4] wanted, bool tf32=False) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("bias_relu(Tensor x, Tensor? bias, Tensor? residual, float lo, float hi) -> Tensor");
   // The gradient of x is the residual's too; the second is the bias'.
   m.def("bias_relu_backward(Tensor grad, Tensor? y, float lo, float hi, bool bias_wanted) -> (Tensor, Tensor)");

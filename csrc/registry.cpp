@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <type_traits>
 
+#include "tiles.h"
+
 namespace pyserve {
 namespace {
 
@@ -36,6 +38,7 @@ Isa isa_of(const std::string& name) {
 struct State {
   std::atomic<Isa> isa{find_isa()};
   std::atomic<int32_t> preferred{-1};
+  std::atomic<int32_t> preferred_tile{-1};
   std::atomic<int64_t> calls[static_cast<size_t>(Variant::count)] = {};
   std::atomic<int64_t> chains{0};
   std::mutex mutex;  // guards what follows
@@ -55,7 +58,16 @@ State& state() {
 }
 
 const char* dtype_name(DType dtype) {
-  return dtype == DType::f32 ? "float32" : dtype == DType::bf16 ? "bfloat16" : "float64";
+  switch (dtype) {
+    case DType::f32:
+      return "float32";
+    case DType::bf16:
+      return "bfloat16";
+    case DType::f64:
+      return "float64";
+    default:
+      return "float16";
+  }
 }
 
 template <class Text>
@@ -74,7 +86,8 @@ const std::vector<VariantInfo>& variant_list() {
 #define ROW(op, algorithm, isa, covers) {#op "_" #algorithm "_" #isa, #op, #algorithm, #isa, false, 0},
       PYSERVE_CPU_VARIANTS(ROW)
 #undef ROW
-#define ROW(op, algorithm, isa, capability) {#op "_" #algorithm "_" #isa, #op, #algorithm, "cuda", true, capability},
+#define ROW(op, algorithm, architecture, covers, capability) \
+  {#op "_" #algorithm "_" #architecture, #op, #algorithm, "cuda", true, capability},
           PYSERVE_CUDA_VARIANTS(ROW)
 #undef ROW
   };
@@ -108,6 +121,17 @@ void prefer_variant(const std::string& name) {
 
 int32_t preferred_variant() { return state().preferred; }
 
+void prefer_tile(const std::string& name) {
+  int32_t found = -1;
+  for (int32_t i = 0; i < static_cast<int32_t>(TileSize::count); ++i)
+    if (name == tile_name(static_cast<TileSize>(i))) found = i;
+  if (found < 0 && !name.empty())
+    throw std::invalid_argument("prefer_tile: got '" + name + "', expected large, medium, small or narrow");
+  state().preferred_tile = found;
+}
+
+int32_t preferred_tile() { return state().preferred_tile; }
+
 namespace {
 
 template <class Problem>
@@ -118,8 +142,14 @@ bool covered(const std::string& name, const Problem& problem) {
   }
   PYSERVE_CPU_VARIANTS(ROW)
 #undef ROW
+#define ROW(op, algorithm, architecture, covers, capability)                  \
+  if constexpr (std::is_same_v<ProblemOf<Op::op>, Problem>) {                 \
+    if (name == #op "_" #algorithm "_" #architecture) return covers(problem); \
+  }
+  PYSERVE_CUDA_VARIANTS(ROW)
+#undef ROW
   for (const VariantInfo& variant : variant_list())
-    if (name == variant.name) return variant.is_cuda;
+    if (name == variant.name) return false;  // of an operator that has other problems
   throw std::invalid_argument("variant_covers: no variant is named '" + name + "'");
 }
 

@@ -29,8 +29,11 @@ void set_isa(const std::string& name);  // throws std::invalid_argument for one 
 // For tests and benchmarks: `name` is taken wherever it covers the problem, ahead of the usual choice; "" undoes it.
 void prefer_variant(const std::string& name);
 int32_t preferred_variant();  // index into variant_list(), or -1
+// Likewise for the tile of the tensor core kernels (tiles.h).
+void prefer_tile(const std::string& name);
+int32_t preferred_tile();
 
-// Whether a CPU variant takes this problem; CUDA rows take all that the CUDA operators do.
+// Whether a variant takes this problem.
 bool variant_covers(const std::string& name, const Conv2dProblem& problem);
 bool variant_covers(const std::string& name, const BiasReluProblem& problem);
 

@@ -4,7 +4,7 @@
 #pragma once
 #include <cstdint>
 
-#include "batch_norm.h"
+#include "batch_norm_relu.h"
 #include "bias_relu.h"
 #include "conv2d.h"
 #include "linear.h"
@@ -29,17 +29,17 @@ enum class Op : int32_t {
 
 // What a kernel takes; each is a pure function of the problem. The vector kernels know no float64 and at most 64 taps
 // along an axis (the depthwise ones in all).
-PYSERVE_INLINE bool covers_any(const Conv2dProblem& p) { return p.pool.size == 0; }
-PYSERVE_INLINE bool covers_any(const BiasReluProblem&) { return true; }
-PYSERVE_INLINE bool covers_any(const BatchNormProblem&) { return true; }
-PYSERVE_INLINE bool covers_floats(const BatchNormProblem& p) { return p.dtype != DType::f64; }
-PYSERVE_INLINE bool covers_any(const PoolingProblem&) { return true; }
-PYSERVE_INLINE bool covers_any(const LinearProblem&) { return true; }
-PYSERVE_INLINE bool covers_floats(const PoolingProblem& p) { return p.dtype != DType::f64; }
-PYSERVE_INLINE bool covers_floats(const LinearProblem& p) { return p.dtype != DType::f64; }
-PYSERVE_INLINE bool covers_floats(const BiasReluProblem& p) { return p.dtype != DType::f64; }
+PYSERVE_INLINE bool covers_any(const Conv2dProblem& p) { return p.dtype != DType::f16 && p.pool.size == 0; }
+PYSERVE_INLINE bool covers_any(const BiasReluProblem& p) { return p.dtype != DType::f16; }
+PYSERVE_INLINE bool covers_any(const BatchNormProblem& p) { return p.dtype != DType::f16; }
+PYSERVE_INLINE bool covers_any(const PoolingProblem& p) { return p.dtype != DType::f16; }
+PYSERVE_INLINE bool covers_any(const LinearProblem& p) { return p.dtype != DType::f16; }
+PYSERVE_INLINE bool covers_floats(const BiasReluProblem& p) { return covers_any(p) && p.dtype != DType::f64; }
+PYSERVE_INLINE bool covers_floats(const BatchNormProblem& p) { return covers_any(p) && p.dtype != DType::f64; }
+PYSERVE_INLINE bool covers_floats(const PoolingProblem& p) { return covers_any(p) && p.dtype != DType::f64; }
+PYSERVE_INLINE bool covers_floats(const LinearProblem& p) { return covers_any(p) && p.dtype != DType::f64; }
 PYSERVE_INLINE bool covers_floats(const Conv2dProblem& p) {
-  return p.dtype != DType::f64 && p.R <= 64 && p.S <= 64 && p.pool.size == 0;
+  return covers_any(p) && p.dtype != DType::f64 && p.R <= 64 && p.S <= 64;
 }
 PYSERVE_INLINE bool covers_depthwise(const Conv2dProblem& p) {
   return covers_floats(p) && p.depthwise() && p.R * p.S <= 64;
@@ -49,7 +49,7 @@ constexpr int64_t kLeastWinogradChannels = 16;
 PYSERVE_INLINE bool covers_3x3(const Conv2dProblem& p, int64_t stride) {
   const bool plain = p.groups == 1 && p.R == 3 && p.S == 3 && p.stride_h == stride && p.stride_w == stride &&
                      p.dilation_h == 1 && p.dilation_w == 1 && p.pad_h <= 2 && p.pad_w <= 2;
-  return plain && p.dtype != DType::f64 && p.C >= kLeastWinogradChannels && p.pool.size == 0;
+  return plain && covers_floats(p) && p.C >= kLeastWinogradChannels;
 }
 PYSERVE_INLINE bool covers_winograd(const Conv2dProblem& p) { return covers_3x3(p, 1); }
 PYSERVE_INLINE bool covers_polyphase(const Conv2dProblem& p) { return covers_3x3(p, 2); }
@@ -57,10 +57,32 @@ PYSERVE_INLINE bool covers_polyphase(const Conv2dProblem& p) { return covers_3x3
 PYSERVE_INLINE bool covers_stem(const Conv2dProblem& p) {
   const bool square = p.R == p.S && p.stride_h == p.stride_w && p.dilation_h == 1 && p.dilation_w == 1;
   const bool known = (p.S == 7 && p.stride_w == 2) || (p.S == 3 && p.stride_w == 1);
-  return square && known && p.groups == 1 && p.C <= 4 && p.pool.size <= 4 && p.dtype != DType::f64;
+  return square && known && p.groups == 1 && p.C <= 4 && p.pool.size <= 4 && covers_floats(p.without_pool());
 }
 PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
   return covers_winograd(p) && p.K >= kLeastWinogradChannels;
+}
+
+// What a CUDA kernel takes: every element type, and coordinates along one axis, padding included, are 32-bit there.
+PYSERVE_INLINE bool covers_axes(const Conv2dProblem& p) {
+  constexpr int64_t most = INT32_MAX;
+  return p.pad_h <= most && p.pad_w <= most && p.H + 2 * p.pad_h <= most && p.W + 2 * p.pad_w <= most;
+}
+PYSERVE_INLINE bool covers_all(const BiasReluProblem&) { return true; }
+PYSERVE_INLINE bool covers_all(const BatchNormProblem&) { return true; }
+PYSERVE_INLINE bool covers_channelwise(const Conv2dProblem& p) {
+  return covers_axes(p) && p.depthwise() && p.R * p.S <= 64;
+}
+// Tensor cores: no float64, float32 only as TF32, 32-bit indices, and groups whose channels come in multiples of 16
+// bytes.
+PYSERVE_INLINE bool covers_mma(const Conv2dProblem& p) {
+  constexpr int64_t most = INT32_MAX;
+  const int64_t wide = p.dtype == DType::f32 ? 4 : 8, taps = p.R * p.S;
+  const bool type = p.dtype == DType::bf16 || p.dtype == DType::f16 || (p.dtype == DType::f32 && p.tf32);
+  const bool channels = p.groups == 1 || (p.group_c() % wide == 0 && p.group_k() % wide == 0);
+  const bool small = p.N * p.P * p.Q <= most && p.N * p.H * p.W <= most && taps * (p.C + wide) <= most &&
+                     taps * (p.K + wide) <= most && p.K + 128 <= most && p.C + 128 <= most;
+  return type && channels && small && covers_axes(p);
 }
 
 // ROW(operator, algorithm, ISA, covers): the kernel is `<operator>_<algorithm>_<ISA>` and lives in
@@ -123,19 +145,31 @@ PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
 #define PYSERVE_CPU_VARIANTS(ROW) PYSERVE_PLAIN_VARIANTS(ROW)
 #endif
 
-// ROW(operator, algorithm, architecture, least compute capability × 10). The kernels are in cuda/, dispatched there.
-#define PYSERVE_CUDA_VARIANTS(ROW)  \
-  ROW(conv2d, simt, cuda, 80)       \
-  ROW(conv2d_dgrad, simt, cuda, 80) \
-  ROW(conv2d_wgrad, simt, cuda, 80) \
-  ROW(bias_relu, simt, cuda, 80)    \
-  ROW(bias_relu_backward, simt, cuda, 80)
+// ROW(operator, algorithm, architecture, covers, least compute capability × 10). The kernels are in cuda/, dispatched
+// there.
+#define PYSERVE_CUDA_VARIANTS(ROW)                           \
+  ROW(conv2d, depthwise, cuda, covers_channelwise, 80)       \
+  ROW(conv2d, mma, sm80, covers_mma, 80)                     \
+  ROW(conv2d, simt, cuda, covers_axes, 80)                   \
+  ROW(conv2d_dgrad, depthwise, cuda, covers_channelwise, 80) \
+  ROW(conv2d_dgrad, mma, sm80, covers_mma, 80)               \
+  ROW(conv2d_dgrad, simt, cuda, covers_axes, 80)             \
+  ROW(conv2d_wgrad, depthwise, cuda, covers_channelwise, 80) \
+  ROW(conv2d_wgrad, mma, sm80, covers_mma, 80)               \
+  ROW(conv2d_wgrad, simt, cuda, covers_axes, 80)             \
+  ROW(bias_relu, simt, cuda, covers_all, 80)                 \
+  ROW(bias_relu_backward, simt, cuda, covers_all, 80)        \
+  ROW(batch_norm_relu, simt, cuda, covers_all, 80)           \
+  ROW(batch_norm_relu_backward, simt, cuda, covers_all, 80)
 
 enum class Variant : int32_t {
 #define ROW(op, algorithm, isa, covers) op##_##algorithm##_##isa,
-  PYSERVE_CPU_VARIANTS(ROW) PYSERVE_CUDA_VARIANTS(ROW)
+  PYSERVE_CPU_VARIANTS(ROW)
 #undef ROW
-      count
+#define ROW(op, algorithm, architecture, covers, capability) op##_##algorithm##_##architecture,
+      PYSERVE_CUDA_VARIANTS(ROW)
+#undef ROW
+          count
 };
 
 // How a forward kernel wants its weights laid out beforehand, as floats. Two problems that differ in N, H or W alone
@@ -178,16 +212,6 @@ struct OpTypes<Op::bias_relu_backward> {
   using Args = BiasReluBackwardArgs;
 };
 template <>
-struct OpTypes<Op::batch_norm_relu> {
-  using Problem = BatchNormProblem;
-  using Args = BatchNormArgs;
-};
-template <>
-struct OpTypes<Op::batch_norm_relu_backward> {
-  using Problem = BatchNormProblem;
-  using Args = BatchNormBackwardArgs;
-};
-template <>
 struct OpTypes<Op::max_pool2d> {
   using Problem = PoolingProblem;
   using Args = PoolingArgs;
@@ -201,6 +225,16 @@ template <>
 struct OpTypes<Op::linear> {
   using Problem = LinearProblem;
   using Args = LinearArgs;
+};
+template <>
+struct OpTypes<Op::batch_norm_relu> {
+  using Problem = BatchNormProblem;
+  using Args = BatchNormReluArgs;
+};
+template <>
+struct OpTypes<Op::batch_norm_relu_backward> {
+  using Problem = BatchNormProblem;
+  using Args = BatchNormReluBackwardArgs;
 };
 template <Op op>
 using ProblemOf = typename OpTypes<op>::Problem;

@@ -117,7 +117,7 @@ struct NormLine {
 };
 
 template <class T>
-void norm_forward(const BatchNormProblem& p, const BatchNormArgs& args, const Pool& pool) {
+void norm_forward(const BatchNormProblem& p, const BatchNormReluArgs& args, const Pool& pool) {
   const T *x = static_cast<const T*>(args.x), *residual = static_cast<const T*>(args.residual);
   T* y = static_cast<T*>(args.y);
   float *mean = static_cast<float*>(args.mean), *var = static_cast<float*>(args.var);
@@ -145,7 +145,7 @@ struct NormBackward {
   NormLine line;
   Mask mask;
 
-  NormBackward(const BatchNormProblem& p, const BatchNormBackwardArgs& args, const Pool& pool)
+  NormBackward(const BatchNormProblem& p, const BatchNormReluBackwardArgs& args, const Pool& pool)
       : p(p),
         grad(static_cast<const T*>(args.grad)),
         y(static_cast<const T*>(args.y)),
@@ -204,7 +204,7 @@ void write_dx(const NormBackward<T>& b, const float* sums, const T* masked, T* d
 }
 
 template <class T>
-void norm_backward(const BatchNormProblem& p, const BatchNormBackwardArgs& args, const Pool& pool) {
+void norm_backward(const BatchNormProblem& p, const BatchNormReluBackwardArgs& args, const Pool& pool) {
   const NormBackward<T> b(p, args, pool);
   const int64_t parts = norm_parts(p), width = 2 * p.channels;
   float *all = allocate_floats(pool, parts * width), *sums = allocate_floats(pool, width);

@@ -5,11 +5,11 @@
 
 namespace pyserve {
 
-void batch_norm_relu_rows_avx512(const BatchNormProblem& p, const BatchNormArgs& args, const Pool& pool) {
+void batch_norm_relu_rows_avx512(const BatchNormProblem& p, const BatchNormReluArgs& args, const Pool& pool) {
   p.dtype == DType::f32 ? norm_forward<float>(p, args, pool) : norm_forward<Bf16>(p, args, pool);
 }
 
-void batch_norm_relu_backward_rows_avx512(const BatchNormProblem& p, const BatchNormBackwardArgs& args,
+void batch_norm_relu_backward_rows_avx512(const BatchNormProblem& p, const BatchNormReluBackwardArgs& args,
                                           const Pool& pool) {
   p.dtype == DType::f32 ? norm_backward<float>(p, args, pool) : norm_backward<Bf16>(p, args, pool);
 }

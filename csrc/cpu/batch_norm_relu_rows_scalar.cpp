@@ -9,7 +9,7 @@ namespace pyserve {
 namespace {
 
 template <class T, class P>
-void forward(const BatchNormProblem& p, const BatchNormArgs& args, const Pool& pool) {
+void forward(const BatchNormProblem& p, const BatchNormReluArgs& args, const Pool& pool) {
   const T *x = static_cast<const T*>(args.x), *residual = static_cast<const T*>(args.residual);
   const P *weight = static_cast<const P*>(args.weight), *bias = static_cast<const P*>(args.bias);
   P *mean = static_cast<P*>(args.mean), *var = static_cast<P*>(args.var);
@@ -37,7 +37,7 @@ void forward(const BatchNormProblem& p, const BatchNormArgs& args, const Pool& p
 }
 
 template <class T, class P>
-void backward(const BatchNormProblem& p, const BatchNormBackwardArgs& args, const Pool& pool) {
+void backward(const BatchNormProblem& p, const BatchNormReluBackwardArgs& args, const Pool& pool) {
   const T *grad = static_cast<const T*>(args.grad), *y = static_cast<const T*>(args.y);
   const T* x = static_cast<const T*>(args.x);
   const P *weight = static_cast<const P*>(args.weight), *bias = static_cast<const P*>(args.bias);
@@ -69,13 +69,13 @@ void backward(const BatchNormProblem& p, const BatchNormBackwardArgs& args, cons
 
 }  // namespace
 
-void batch_norm_relu_rows_scalar(const BatchNormProblem& p, const BatchNormArgs& args, const Pool& pool) {
+void batch_norm_relu_rows_scalar(const BatchNormProblem& p, const BatchNormReluArgs& args, const Pool& pool) {
   if (p.dtype == DType::f32) return forward<float, float>(p, args, pool);
   if (p.dtype == DType::bf16) return forward<BFloat16, float>(p, args, pool);
   forward<double, double>(p, args, pool);
 }
 
-void batch_norm_relu_backward_rows_scalar(const BatchNormProblem& p, const BatchNormBackwardArgs& args,
+void batch_norm_relu_backward_rows_scalar(const BatchNormProblem& p, const BatchNormReluBackwardArgs& args,
                                           const Pool& pool) {
   if (p.dtype == DType::f32) return backward<float, float>(p, args, pool);
   if (p.dtype == DType::bf16) return backward<BFloat16, float>(p, args, pool);

@@ -1,7 +1,6 @@
 // The CPU implementations of the operators, and ATen for devices that have none.
-#include "../launch.h"
-
 #include "../chain.h"
+#include "../launch_batch_norm.h"
 #include "../workspace.h"
 
 namespace pyserve {
@@ -20,7 +19,10 @@ Pool pool_with(Workspace& workspace) {
 }
 
 struct Cpu {
-  static bool has(ScalarType type) { return kernel_dtype(dtype_name(type)).has_value(); }
+  static bool has(const Tensor& x) {
+    return x.scalar_type() != ScalarType::Half && kernel_dtype(dtype_name(x.scalar_type())).has_value();
+  }
+  static bool covers(const Conv2dProblem&) { return true; }
 
   template <Op op>
   static void run(const ProblemOf<op>& problem, const ArgsOf<op>& args, const Tensor&) {
@@ -38,7 +40,8 @@ namespace {
 
 // A device without kernels of ours (a GPU where the CUDA library is not built, other accelerators): all by ATen.
 struct Elsewhere {
-  static bool has(ScalarType) { return false; }
+  static bool has(const Tensor&) { return false; }
+  static bool covers(const Conv2dProblem&) { return false; }
   template <Op op>
   static void run(const ProblemOf<op>&, const ArgsOf<op>&, const Tensor&) {}
 };
@@ -94,14 +97,6 @@ std::vector<Tensor> run_chain(std::vector<Tensor> inputs, std::vector<Tensor> co
   Workspace values, scratch;
   chain.run(in, out, weights, values.allocate(chain.workspace_bytes), pool_with(scratch), [&] { scratch.reset(); });
   return outputs;
-}
-
-template <class Backend>
-void register_all(torch::stable::detail::StableLibrary& m) {
-  m.impl("conv2d", TORCH_BOX(&launch_conv2d<Backend>));
-  m.impl("conv2d_backward", TORCH_BOX(&launch_conv2d_backward<Backend>));
-  m.impl("bias_relu", TORCH_BOX(&launch_bias_relu<Backend>));
-  m.impl("bias_relu_backward", TORCH_BOX(&launch_bias_relu_backward<Backend>));
 }
 
 }  // namespace

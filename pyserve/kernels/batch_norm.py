@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyserve.kernels._extension import C
+from pyserve.kernels._extension import CUDA_LOADED, C
 from pyserve.kernels.calls import (
     Activation,
     activated,
@@ -26,10 +26,9 @@ from pyserve.kernels.calls import (
     told,
 )
 
-_dispatch: Any = torch._C
-_DEVICES = {"cpu"} | (
-    {"cuda"} if _dispatch._dispatch_has_kernel_for_dispatch_key("pyserve::batch_norm_relu", "CUDA") else set()
-)
+_DTYPES = {"cpu": (torch.float32, torch.bfloat16, torch.float64)}
+if CUDA_LOADED:
+    _DTYPES["cuda"] = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def batch_norm_relu(
@@ -69,7 +68,9 @@ def batch_norm_relu(
     if of_batch and x.numel() <= x.shape[1]:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
     if not _is_ours(x, weight, bias, running_mean):
-        C.count_fallback("batch_norm_relu", f"{str(x.dtype).removeprefix('torch.')} on {x.device.type}")
+        if not torch.compiler.is_compiling():
+            told_type = str(x.dtype).removeprefix("torch.")
+            C.count_fallback("batch_norm_relu", f"{x.dim()} dimensions of {told_type} on {x.device.type}")
         y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         return activated(y if residual is None else y + residual, activation)
     statistics = (None, None) if of_batch else (running_mean, running_var)
@@ -86,9 +87,10 @@ def batch_norm_relu(
 
 
 def _is_ours(x: Tensor, *of_channels: Tensor | None) -> bool:
-    if x.device.type not in _DEVICES or x.dim() not in (2, 4):
+    if x.dim() not in (2, 4) or x.dtype not in _DTYPES.get(x.device.type, ()):
         return False
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float64):
+    # A graph is compiled for the GPU that it is compiled on.
+    if x.is_cuda and not torch.compiler.is_compiling() and torch.cuda.get_device_capability(x.device) < (8, 0):
         return False
     parameters = torch.float64 if x.dtype is torch.float64 else torch.float32
     return all(tensor is None or tensor.dtype is parameters for tensor in of_channels)

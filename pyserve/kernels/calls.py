@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -72,9 +72,6 @@ def told(tensor: Tensor | None) -> tuple[list[int], str, str] | None:
     return list(tensor.shape), str(tensor.dtype).removeprefix("torch."), str(tensor.device)
 
 
-_T = TypeVar("_T")
-
-
 def checked(check: Any, *args: Any) -> Any:
     try:
         return check(*args)
@@ -82,13 +79,13 @@ def checked(check: Any, *args: Any) -> Any:
         raise InvalidArgumentError(str(error)) from None
 
 
-def call(op: Any, *args: Any) -> Tensor:
+def call(op: Any, *args: Any) -> Any:
     """Call an operator; tell what it refuses as InvalidArgumentError, and new choices to the log."""
     if torch.compiler.is_compiling():
-        return op(*args)  # type: ignore[no-any-return]
+        return op(*args)
     try:
-        y: Tensor = op(*args)
-    except RuntimeError as error:
+        y = op(*args)
+    except (RuntimeError, C.InvalidArgument) as error:  # the latter from torch 2.14 on
         if str(error).startswith(("conv2d: ", "bias_relu: ", "batch_norm_relu: ")):
             raise InvalidArgumentError(str(error)) from None
         raise

@@ -29,6 +29,8 @@ from pyserve.kernels.calls import (
     told,
 )
 
+_cudnn: Any = torch.backends.cudnn
+
 # ------------------------------------------------------------ conv2d
 
 
@@ -68,9 +70,19 @@ def conv2d(
         return y.squeeze(0)
     if isinstance(padding, str):
         x, padding = _named_padding(x, weight, stride, padding, dilation)
-    return call(
-        torch.ops.pyserve.conv2d, x, weight, bias, residual, stride, pair(padding), dilation, groups, lo, hi
-    )
+    numbers = (stride, pair(padding), dilation, groups)
+    tf32 = x.is_cuda and x.dtype is torch.float32 and _tf32_allowed()
+    result: Tensor = call(torch.ops.pyserve.conv2d, x, weight, bias, residual, *numbers, lo, hi, tf32)
+    return result
+
+
+def _tf32_allowed() -> bool:
+    """Whether PyTorch's own convolutions of float32 may use TF32 on a GPU; a compiled graph keeps the answer."""
+    return bool(_cudnn.conv.fp32_precision == "tf32")
+
+
+# What torch.compiler.assume_constant_result does, without loading the compiler here.
+_tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _named_padding(
@@ -101,6 +113,7 @@ def _conv2d_fake(
     groups: int,
     lo: float,
     hi: float,
+    tf32: bool = False,
 ) -> Tensor:
     sizes = _conv2d_sizes(x, weight, bias, residual, stride, padding, dilation, groups, lo, hi)
     return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=output_format(x))
@@ -143,6 +156,7 @@ def _conv2d_backward_fake(
     lo: float,
     hi: float,
     wanted: list[bool],
+    tf32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     def like(tensor: Tensor, sizes: Any, wanted: bool) -> Tensor:
         if not wanted:
@@ -161,7 +175,7 @@ register.register_fake("pyserve::conv2d_backward", _conv2d_backward_fake)
 
 
 def _conv2d_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, residual, *ctx.sizes, ctx.lo, ctx.hi = inputs
+    x, weight, bias, residual, *ctx.sizes, ctx.lo, ctx.hi, ctx.tf32 = inputs
     ctx.save_for_backward(x, weight, output if is_active(ctx.lo, ctx.hi) else None)
     ctx.has = (bias is not None, residual is not None)
 
@@ -171,18 +185,18 @@ def _conv2d_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
     active = is_active(ctx.lo, ctx.hi)
     wanted = [needs_x, needs_weight, needs_bias and ctx.has[0], needs_residual and ctx.has[1] and active]
-    got = torch.ops.pyserve.conv2d_backward(grad, y, x, weight, *ctx.sizes, ctx.lo, ctx.hi, wanted)
+    got = torch.ops.pyserve.conv2d_backward(grad, y, x, weight, *ctx.sizes, ctx.lo, ctx.hi, wanted, ctx.tf32)
     gradients = [tensor if asked else None for tensor, asked in zip(got, wanted, strict=True)]
     if needs_residual and ctx.has[1] and not active:
         gradients[3] = grad
-    return (*gradients, None, None, None, None, None, None)
+    return (*gradients, None, None, None, None, None, None, None)
 
 
 register.register_autograd("pyserve::conv2d", _conv2d_gradient, setup_context=_conv2d_setup)
 
 
 def _conv2d_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    grad, y, x, weight, *ctx.sizes, ctx.lo, ctx.hi, ctx.wanted = inputs
+    grad, y, x, weight, *ctx.sizes, ctx.lo, ctx.hi, ctx.wanted, ctx.tf32 = inputs
     ctx.save_for_backward(grad, y, x, weight)
 
 
@@ -197,9 +211,9 @@ def _conv2d_double_gradient(
     if needs[0]:
         parts = []
         if wanted[0]:
-            parts.append(torch.ops.pyserve.conv2d(gg_x, weight, None, None, *ctx.sizes, *none))
+            parts.append(torch.ops.pyserve.conv2d(gg_x, weight, None, None, *ctx.sizes, *none, ctx.tf32))
         if wanted[1]:
-            parts.append(torch.ops.pyserve.conv2d(x, gg_weight, None, None, *ctx.sizes, *none))
+            parts.append(torch.ops.pyserve.conv2d(x, gg_weight, None, None, *ctx.sizes, *none, ctx.tf32))
         if wanted[2]:
             parts.append(gg_bias.reshape(1, -1, 1, 1).expand_as(grad))
         if wanted[3]:
@@ -208,10 +222,12 @@ def _conv2d_double_gradient(
         d_grad = torch.ops.pyserve.bias_relu_backward(total, y, ctx.lo, ctx.hi, False)[0]
     backward = torch.ops.pyserve.conv2d_backward
     if needs[2] and wanted[1]:
-        d_x = backward(grad, y, x, gg_weight, *ctx.sizes, ctx.lo, ctx.hi, [True, False, False, False])[0]
+        only_x = [True, False, False, False]
+        d_x = backward(grad, y, x, gg_weight, *ctx.sizes, ctx.lo, ctx.hi, only_x, ctx.tf32)[0]
     if needs[3] and wanted[0]:
-        d_weight = backward(grad, y, gg_x, weight, *ctx.sizes, ctx.lo, ctx.hi, [False, True, False, False])[1]
-    return (d_grad, None, d_x, d_weight, None, None, None, None, None, None, None)
+        only_weight = [False, True, False, False]
+        d_weight = backward(grad, y, gg_x, weight, *ctx.sizes, ctx.lo, ctx.hi, only_weight, ctx.tf32)[1]
+    return (d_grad, None, d_x, d_weight, None, None, None, None, None, None, None, None)
 
 
 register.register_autograd(
@@ -240,7 +256,8 @@ def bias_relu(
         InvalidArgumentError: with the sentence that names the argument, what it is and what was expected.
     """
     lo, hi = bounds_of("bias_relu", activation)
-    return call(torch.ops.pyserve.bias_relu, x, bias, residual, lo, hi)
+    result: Tensor = call(torch.ops.pyserve.bias_relu, x, bias, residual, lo, hi)
+    return result
 
 
 def _bias_relu_fake(x: Tensor, bias: Tensor | None, residual: Tensor | None, lo: float, hi: float) -> Tensor:

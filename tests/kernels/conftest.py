@@ -58,3 +58,12 @@ def calls() -> Callable[[str], int]:
         return {variant.name: variant.calls for variant in info().variants}[name]
 
     return count
+
+
+@pytest.fixture(autouse=True)
+def _no_tf32() -> Iterator[None]:
+    """float32 is float32 on a GPU too, in PyTorch's convolutions and in ours; tests of TF32 ask for it."""
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before

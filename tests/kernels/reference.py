@@ -21,8 +21,9 @@ from tests.kernels.cases import Case
 
 WINOGRAD = ("winograd", "polyphase", "stem")  # algorithms whose transforms round
 BOUNDS = {"none": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
-_SUM_EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-23, torch.float64: 2.0**-52}
-_STORE_EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float64: 2.0**-52}
+_SUM_EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-23, torch.float16: 2.0**-23, torch.float64: 2.0**-52}
+_STORE_EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float64: 2.0**-52}
+_LEAST = {torch.float16: 2.0**-24}  # float16 has no exponents for what is smaller
 _SHORT_SUM = 3e-7  # relative error of a few hundred products' sum; the ratio of two smaller ones tells nothing
 
 
@@ -58,7 +59,11 @@ class Expected:
 
 def sum_bound(value: Tensor, magnitude: Tensor, terms: int, dtype: torch.dtype) -> Tensor:
     """The allowed error of a sum of `terms` products whose absolute values add up to `magnitude`."""
-    return (math.sqrt(terms) + 2) * _SUM_EPS[dtype] * magnitude + _STORE_EPS[dtype] * value.abs() + 1e-40
+    return (
+        (math.sqrt(terms) + 2) * _SUM_EPS[dtype] * magnitude
+        + _STORE_EPS[dtype] * value.abs()
+        + _LEAST.get(dtype, 1e-40)
+    )
 
 
 def clamp(value: Tensor, activation: str) -> Tensor:

@@ -13,13 +13,13 @@ from pyserve.kernels._extension import C
 from tests.kernels.cases import Case
 
 NEEDS_GPU = "needs a CUDA GPU"
-DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)  # the latter on CUDA alone
 NO_ACTIVATION = (-math.inf, math.inf)
 
 
-def variants(op: str) -> list[VariantInfo]:
-    """Every variant of an operator, whatever machine it needs."""
-    return [variant for variant in info().variants if variant.op == op]
+def variants(op: str, device: str | None = None) -> list[VariantInfo]:
+    """Every variant of an operator, whatever machine it needs; of one device or of all."""
+    return [variant for variant in info().variants if variant.op == op and device in (None, variant.device)]
 
 
 def numbers(case: Case) -> tuple[list[int], list[int], list[int], int]:
@@ -39,8 +39,17 @@ def covered_dtypes(variant: VariantInfo, case: Case) -> list[torch.dtype]:
     return [dtype for dtype in DTYPES if covers(dtype)]
 
 
-def covered(op: str, cases: list[Case]) -> Any:
+def elementwise_dtypes(variant: VariantInfo) -> list[torch.dtype]:
+    """The element types of bias_relu and batch_norm_relu in a variant."""
+    if variant.device == "cuda":
+        return list(DTYPES)
+    return [torch.float32, torch.bfloat16, *([torch.float64] if variant.needs == "scalar" else [])]
+
+
+def covered(op: str, cases: list[Case], device: str | None = None) -> Any:
     """Parametrise over (variant, case), without the cases that a variant does not take."""
-    pairs = [(variant, case) for variant in variants(op) for case in cases if covered_dtypes(variant, case)]
+    pairs = [
+        (variant, case) for variant in variants(op, device) for case in cases if covered_dtypes(variant, case)
+    ]
     ids = [f"{variant.name}-{case}" for variant, case in pairs]
     return pytest.mark.parametrize(("variant", "case"), pairs, ids=ids)

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from pyserve.errors import InvalidArgumentError
 from pyserve.kernels import BatchNorm2d, VariantInfo, batch_norm_relu, info
 from tests.kernels import reference
-from tests.kernels.support import DTYPES, variants
+from tests.kernels.support import elementwise_dtypes, variants
 
 Use = Callable[[VariantInfo], None]
 Calls = Callable[[str], int]
 
 EPS = 1e-5
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 2e-2, torch.float64: 1e-9}
 SIZES = [
     (2, 5, 3, 3),
     (1, 1, 1, 2),
@@ -54,10 +55,6 @@ def shifted(sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if len(sizes) == 4 else x
 
 
-def covers(variant: VariantInfo, dtype: torch.dtype) -> bool:
-    return dtype is not torch.float64 or variant.needs == "scalar"
-
-
 def plain(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, activation: str) -> Tensor:
     y = F.batch_norm(x, None, None, weight, bias, True, 0.0, EPS)
     return reference.clamp(y if residual is None else y + residual, activation)
@@ -78,10 +75,8 @@ def test_training(
     calls: Calls,
 ) -> None:
     """Outputs, statistics and all gradients, against PyTorch's in float64."""
-    if variant.device == "cuda":
-        pytest.skip("its own tests are with the GPU's")
     use_variant(variant)
-    for dtype in (dtype for dtype in DTYPES if covers(variant, dtype)):
+    for dtype in elementwise_dtypes(variant):
         of = parameters_of(dtype)
         tensors = [
             shifted(sizes, dtype),
@@ -91,41 +86,39 @@ def test_training(
         ]
         grad = random(*sizes, dtype=dtype)
         before = calls(variant.name)
-        leaves = [t.clone().requires_grad_() for t in tensors]
-        running = [torch.zeros(sizes[1], dtype=of), torch.ones(sizes[1], dtype=of)]
+        leaves = [t.to(variant.device, copy=True).requires_grad_() for t in tensors]
+        running = [fill(sizes[1], dtype=of, device=variant.device) for fill in (torch.zeros, torch.ones)]
         residual = leaves[3] if with_residual else None
         y = batch_norm_relu(
             leaves[0], *running, leaves[1], leaves[2], True, 0.25, EPS, residual=residual, activation=activation
         )  # type: ignore[arg-type]
-        got = torch.autograd.grad(y, leaves, grad)
+        got = torch.autograd.grad(y, leaves, grad.to(variant.device))
         assert calls(variant.name) == before + 1, f"{variant.name} did not run"
 
         exact = [t.double().requires_grad_() for t in tensors]
         expected = plain(exact[0], exact[1], exact[2], exact[3] if with_residual else None, activation)
-        tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float64: 1e-9}[dtype]
-        torch.testing.assert_close(y.double(), expected, atol=tolerance, rtol=tolerance)
+        tolerance = TOLERANCES[dtype]
+        torch.testing.assert_close(y.cpu().double(), expected, atol=tolerance, rtol=tolerance)
         # A value that rounding could carry over a bound of the activation has one gradient or the other.
         before_it = plain(exact[0], exact[1], exact[2], exact[3] if with_residual else None, "none")
         lo, hi = reference.BOUNDS[activation]
         sure = ((before_it - lo).abs() > tolerance) & ((before_it - hi).abs() > tolerance)
-        if bool(sure.all()) and dtype is not torch.bfloat16:
+        if bool(sure.all()) and dtype in (torch.float32, torch.float64):
             for ours, exactly in zip(got, torch.autograd.grad(expected, exact, grad.double()), strict=True):
-                torch.testing.assert_close(ours.double(), exactly, atol=20 * tolerance, rtol=20 * tolerance)
+                torch.testing.assert_close(ours.cpu().double(), exactly, atol=20 * tolerance, rtol=20 * tolerance)
         dims = [d for d in range(len(sizes)) if d != 1]
         mean, var = tensors[0].double().mean(dims), tensors[0].double().var(dims)
-        torch.testing.assert_close(running[0].double(), 0.25 * mean, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(running[1].double(), 0.75 + 0.25 * var, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(running[0].cpu().double(), 0.25 * mean, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(running[1].cpu().double(), 0.75 + 0.25 * var, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("variant", variants("batch_norm_relu_backward"), ids=lambda variant: variant.name)
 @pytest.mark.parametrize("training", [True, False])
 def test_backward_reads_the_mask_from_y_or_from_x(variant: VariantInfo, training: bool, use_variant: Use) -> None:
-    if variant.device == "cuda":
-        pytest.skip("its own tests are with the GPU's")
     use_variant(variant)
-    x, grad = random(3, 19, 7, 5, dtype=torch.float32), random(3, 19, 7, 5, dtype=torch.float32)
-    weight, bias = random(19, dtype=torch.float32), random(19, dtype=torch.float32)
-    given = (None, None) if training else (random(19, dtype=torch.float32), random(19, dtype=torch.float32).abs())
+    x, grad = (random(3, 19, 7, 5, dtype=torch.float32).to(variant.device) for _ in range(2))
+    weight, bias, mean, var = (torch.randn(19).to(variant.device) for _ in range(4))
+    given = (None, None) if training else (mean, var.abs())
     y, mean, var = torch.ops.pyserve.batch_norm_relu(x, weight, bias, None, *given, EPS, 0.0, 6.0)
     if not training:
         mean, var = given

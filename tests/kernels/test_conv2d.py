@@ -15,6 +15,7 @@ from tests.kernels.cases import CASES, EMPTY, Case
 from tests.kernels.reference import Tensors
 from tests.kernels.support import NO_ACTIVATION, covered, covered_dtypes, numbers
 
+ACTIVATIONS = ("relu", "relu6", "none", "relu")  # in turns, of the element types
 Use = Callable[[VariantInfo], None]
 Calls = Callable[[str], int]
 
@@ -27,7 +28,7 @@ def inputs(case: Case, dtype: torch.dtype, variant: VariantInfo) -> Tensors:
 @covered("conv2d", CASES)
 def test_forward(variant: VariantInfo, case: Case, use_variant: Use, calls: Calls) -> None:
     use_variant(variant)
-    for dtype, activation in zip(covered_dtypes(variant, case), ("relu", "relu6", "none"), strict=False):
+    for dtype, activation in zip(covered_dtypes(variant, case), ACTIVATIONS, strict=False):
         before = calls(variant.name)
         t = inputs(case, dtype, variant)
         y = conv2d(t.x, t.weight, t.bias, *numbers(case), residual=t.residual, activation=activation)  # type: ignore[arg-type]

@@ -1,0 +1,211 @@
+"""Every CUDA kernel's logic, run on the CPU through the emulator, against float64; in both orderings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pyserve.kernels import VariantInfo
+from tests.kernels import emulation, reference
+from tests.kernels.cases import CASES, Case
+from tests.kernels.emulation import ORDERINGS, Emulator, Patch, nhwc
+from tests.kernels.reference import Expected, Tensors, sum_bound
+from tests.kernels.support import DTYPES, covered, covered_dtypes, variants
+
+BIAS_RELU_SIZES = [
+    (2, 5, 9),
+    (1, 1, 1),
+    (3, 7, 16),
+    (600, 33, 1),
+    (70, 64, 1),
+    (5, 4, 7),
+    (1000, 8, 1),
+    (40, 3, 300),
+]
+
+
+ACTIVATIONS = ("relu", "relu6", "none", "relu")  # in turns, of the element types
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Emulator:
+    return emulation.build()
+
+
+def orderings(dtype: torch.dtype) -> tuple[str, ...]:
+    """Each ordering, with large or small tiles, in one of float32 and float64, and in one of bfloat16 and float16:
+    they share their templates."""
+    return ORDERINGS[:1] if dtype in (torch.float32, torch.bfloat16) else ORDERINGS[1:]
+
+
+def emulated_dtypes(variant: VariantInfo, case: Case) -> list[tuple[torch.dtype, str]]:
+    """The element types to run a case in, each with an activation; of a large case one, in turns."""
+    found = list(zip(covered_dtypes(variant, case), ACTIVATIONS, strict=False))
+    products = case.N * case.H * case.W * case.C * case.K * case.R * case.S // (case.stride[0] * case.stride[1])
+    return found if products < 1_000_000 else [found[(case.C + case.H) % len(found)]]
+
+
+@covered("conv2d", CASES, "cuda")
+def test_forward(emulator: Emulator, variant: VariantInfo, case: Case) -> None:
+    for dtype, activation in emulated_dtypes(variant, case):
+        t = Tensors.random(case, dtype, post_relu=dtype is torch.float32)
+        expected = reference.expected_forward(t, activation)
+        for ordering in orderings(dtype):
+            expected.check(emulator.conv2d(variant.name, t, activation, ordering))
+
+
+@covered("conv2d_dgrad", CASES, "cuda")
+def test_gradient_of_x(emulator: Emulator, variant: VariantInfo, case: Case) -> None:
+    for dtype, _ in emulated_dtypes(variant, case):
+        t = Tensors.random(case, dtype, post_relu=False)
+        expected = reference.expected_backward(t, t.grad, "none")[0]
+        for ordering in orderings(dtype):
+            expected.check(emulator.conv2d_dgrad(variant.name, t, ordering))
+
+
+@covered("conv2d_wgrad", CASES, "cuda")
+def test_gradient_of_weight(emulator: Emulator, variant: VariantInfo, case: Case) -> None:
+    for dtype, _ in emulated_dtypes(variant, case):
+        t = Tensors.random(case, dtype, post_relu=dtype is torch.float32)
+        expected = reference.expected_backward(t, t.grad, "none")[1]
+        for ordering in orderings(dtype):
+            expected.check(emulator.conv2d_wgrad(variant.name, t, ordering))
+
+
+# ------------------------------------------------------------ float32 as TF32
+
+
+def in_tf32(t: Tensor) -> Tensor:
+    """The values rounded to TF32: products of these are exact in float32, so the usual bound holds."""
+    return ((t.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+TF32_CASES = [c for c in CASES if c.groups == 1 or not (c.C // c.groups % 4 or c.K // c.groups % 4)]
+
+
+@pytest.mark.parametrize("case", TF32_CASES, ids=str)
+@pytest.mark.parametrize("op", ["conv2d", "conv2d_dgrad", "conv2d_wgrad"])
+def test_tf32(emulator: Emulator, op: str, case: Case) -> None:
+    t = Tensors.random(case, torch.float32, post_relu=False)
+    t.x, t.weight, t.grad = in_tf32(t.x), in_tf32(t.weight), in_tf32(t.grad)
+    name = f"{op}_mma_sm80"
+    ordering = ORDERINGS[case.C % 2]
+    if op == "conv2d":
+        reference.expected_forward(t, "relu").check(emulator.conv2d(name, t, "relu", ordering, tf32=True))
+        return
+    expected = reference.expected_backward(t, t.grad, "none")
+    if op == "conv2d_dgrad":
+        expected[0].check(emulator.conv2d_dgrad(name, t, ordering, tf32=True))
+    else:
+        expected[1].check(emulator.conv2d_wgrad(name, t, ordering, tf32=True))
+
+
+# ------------------------------------------------------------ the choice of tiles
+
+
+@pytest.mark.parametrize("tile", emulation.TILES)
+@pytest.mark.parametrize("op", ["conv2d", "conv2d_dgrad", "conv2d_wgrad"])
+def test_every_tile_gives_the_same(emulator: Emulator, op: str, tile: str) -> None:
+    t = Tensors.random(Case(2, 40, 9, 7, 136, 3, 3, padding=(1, 1)), torch.bfloat16, post_relu=False)
+    problem, (x, weight, grad) = emulation.conv2d_problem(t.case, t.x.dtype), map(nhwc, (t.x, t.weight, t.grad))
+    inputs = {"conv2d": [x, weight, None, None], "conv2d_dgrad": [grad, weight], "conv2d_wgrad": [grad, x]}[op]
+    like = {"conv2d": grad, "conv2d_dgrad": x, "conv2d_wgrad": weight}[op]
+    by_rule, asked_for = emulation.poisoned_like(like), emulation.poisoned_like(like)
+    emulator.run(f"{op}_mma_sm80", problem, inputs, [by_rule], "early")
+    emulator.run(f"{op}_mma_sm80", problem, inputs, [asked_for], "late", tile=tile)
+    assert torch.equal(by_rule, asked_for)
+
+
+def test_a_measured_tile_is_taken(emulator: Emulator) -> None:
+    """A row of the table decides for its class of products, and for no other."""
+    row = "{80, Op::conv2d, DType::bf16, 136, 360, 6, TileSize::narrow},"
+    end = "the rule in choose_tile() decides.\n"
+    tuned = emulation.build(Patch("tuned_tiles.inc", end, f"{end}{row}\n", "conv2d_mma"))
+    blocks = {}
+    for rows in (126, 130):
+        t = Tensors.random(Case(1, 40, 1, rows, 136, 3, 3, padding=(1, 1)), torch.bfloat16, post_relu=False)
+        problem, inputs = emulation.conv2d_problem(t.case, t.x.dtype), [nhwc(t.x), nhwc(t.weight), None, None]
+        for kernels in (emulator, tuned):
+            y = emulation.poisoned_like(nhwc(t.grad))
+            blocks[rows, kernels is tuned] = kernels.run("conv2d_mma_sm80", problem, inputs, [y], "early")
+    assert blocks == {(126, False): 2, (126, True): 5, (130, False): 4, (130, True): 4}
+
+
+# ------------------------------------------------------------ bias_relu
+
+
+@pytest.mark.parametrize("sizes", BIAS_RELU_SIZES, ids=str)
+@pytest.mark.parametrize("variant", variants("bias_relu", "cuda"), ids=lambda variant: variant.name)
+def test_bias_relu(emulator: Emulator, variant: VariantInfo, sizes: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    for dtype, activation in zip(DTYPES, ACTIVATIONS, strict=True):
+        for with_bias, with_residual in ((True, True), (True, False), (False, True)):
+            x, residual = (torch.randn(sizes, dtype=torch.float64).to(dtype) for _ in range(2))
+            bias = torch.randn(sizes[1], dtype=torch.float64).to(dtype)
+            y = emulation.poisoned_like(x)
+            problem = emulation.bias_relu_problem(sizes, dtype, activation)
+            inputs = [x, bias if with_bias else None, residual if with_residual else None]
+            added = [x, bias.view(1, -1, 1) * with_bias, residual * with_residual]
+            value, magnitude = sum(a.double() for a in added), sum(a.double().abs() for a in added)
+            for ordering in orderings(dtype):
+                emulator.run(variant.name, problem, inputs, [y], ordering)
+                bound = sum_bound(value, magnitude, 1, dtype)
+                Expected(reference.clamp(value, activation), bound).check(y)
+
+
+@pytest.mark.parametrize("sizes", BIAS_RELU_SIZES, ids=str)
+@pytest.mark.parametrize("variant", variants("bias_relu_backward", "cuda"), ids=lambda variant: variant.name)
+def test_bias_relu_backward(emulator: Emulator, variant: VariantInfo, sizes: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    for dtype, activation in zip(DTYPES, ACTIVATIONS, strict=True):
+        grad, y = (torch.randn(sizes, dtype=torch.float64).to(dtype) for _ in range(2))
+        y = reference.clamp(8 * y, activation)
+        expected = reference.masked(grad.double(), y.double(), activation)
+        total, magnitude = expected.sum((0, 2)), expected.abs().sum((0, 2))
+        problem = emulation.bias_relu_problem(sizes, dtype, activation)
+        for ordering in orderings(dtype):
+            dx, dbias = emulation.poisoned_like(grad), torch.full(sizes[1:2], float("nan"), dtype=dtype)
+            seen = None if activation == "none" else y
+            emulator.run(variant.name, problem, [grad, seen], [dx, dbias], ordering)
+            assert torch.equal(dx.double(), expected)
+            Expected(total, sum_bound(total, magnitude, expected.numel() // sizes[1], dtype)).check(dbias)
+
+
+# ------------------------------------------------------------ more than 2³¹ elements
+
+SIDE = 46_400  # SIDE² > 2³¹; of the zeros only the pages that are touched take memory
+
+
+def zeros(*sizes: int) -> Tensor:
+    """Zeros in bfloat16 that the operating system hands out page by page."""
+    return torch.from_numpy(np.zeros(sizes, dtype=np.int16)).view(torch.bfloat16)
+
+
+@pytest.mark.parametrize("variant", variants("conv2d", "cuda"), ids=lambda variant: variant.name)
+def test_forward_beyond_32_bit_offsets(emulator: Emulator, variant: VariantInfo) -> None:
+    case = Case(1, 1, SIDE, SIDE, 1, 2, 2, (SIDE - 2, SIDE - 2))
+    if torch.bfloat16 not in covered_dtypes(variant, case):
+        pytest.skip(f"{variant.name} does not take {case}")
+    x, weight = zeros(1, SIDE, SIDE, 1), torch.tensor([1.0, 10.0, 100.0, 1000.0]).to(torch.bfloat16)
+    x[0, :2, :2, 0] = torch.tensor([[1, 2], [3, 4]])
+    x[0, -2:, -2:, 0] = torch.tensor([[5, 6], [7, 8]])
+    y = emulation.poisoned_like(torch.empty(4, dtype=torch.bfloat16))
+    problem = emulation.conv2d_problem(case, torch.bfloat16)
+    emulator.run(variant.name, problem, [x, weight, None, None], [y], "early")
+    sums = torch.tensor([1 + 20 + 300 + 4000, 0, 0, 5 + 60 + 700 + 8000])
+    assert torch.equal(y, sums.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("variant", variants("conv2d_dgrad", "cuda"), ids=lambda variant: variant.name)
+def test_gradient_of_x_beyond_32_bit_offsets(emulator: Emulator, variant: VariantInfo) -> None:
+    pad = SIDE // 2
+    case = Case(1, 1, 1, 1, 1, 2, 2, padding=(pad, pad))
+    if torch.bfloat16 not in covered_dtypes(variant, case):
+        pytest.skip(f"{variant.name} does not take {case}")
+    grad, weight = zeros(1, SIDE, SIDE, 1), torch.tensor([1.0, 10.0, 100.0, 1000.0]).to(torch.bfloat16)
+    grad[0, pad - 1 : pad + 1, pad - 1 : pad + 1, 0] = torch.tensor([[4, 3], [2, 1]])
+    dx = emulation.poisoned_like(torch.empty(1, dtype=torch.bfloat16))
+    emulator.run(variant.name, emulation.conv2d_problem(case, torch.bfloat16), [grad, weight], [dx], "early")
+    assert torch.equal(dx, torch.tensor([1.0 + 20 + 300 + 4000]).to(torch.bfloat16))

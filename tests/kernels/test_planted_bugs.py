@@ -1,0 +1,289 @@
+"""The emulator notices: a bug is planted in a copy of a CUDA kernel's source, and the emulated tests must fail."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tests.kernels import emulation, reference
+from tests.kernels.cases import Case, square
+from tests.kernels.emulation import ORDERINGS, Emulator, Patch
+from tests.kernels.reference import Tensors
+
+Check = Callable[[Emulator, str], None]
+
+
+def forward(variant: str, case: Case, dtype: torch.dtype = torch.float32) -> Check:
+    """A test of conv2d that the unpatched kernel passes."""
+    t = Tensors.random(case, dtype, post_relu=False)
+
+    def check(emulator: Emulator, ordering: str) -> None:
+        reference.expected_forward(t, "relu").check(emulator.conv2d(variant, t, "relu", ordering))
+
+    return check
+
+
+def wgrad(variant: str, case: Case, dtype: torch.dtype = torch.float32) -> Check:
+    """Likewise of the gradient of weight."""
+    t = Tensors.random(case, dtype, post_relu=False)
+
+    def check(emulator: Emulator, ordering: str) -> None:
+        reference.expected_backward(t, t.grad, "none")[1].check(emulator.conv2d_wgrad(variant, t, ordering))
+
+    return check
+
+
+def dgrad(variant: str, case: Case, dtype: torch.dtype = torch.float32) -> Check:
+    """Likewise of the gradient of x."""
+    t = Tensors.random(case, dtype, post_relu=False)
+
+    def check(emulator: Emulator, ordering: str) -> None:
+        reference.expected_backward(t, t.grad, "none")[0].check(emulator.conv2d_dgrad(variant, t, ordering))
+
+    return check
+
+
+def channel_sums(emulator: Emulator, ordering: str) -> None:
+    """The gradient of a bias, by blocks that sum in shared memory."""
+    sizes = (300, 33, 1)
+    grad = torch.ones(sizes)
+    dx, dbias = emulation.poisoned_like(grad), torch.full((33,), float("nan"))
+    problem = emulation.bias_relu_problem(sizes, torch.float32, "none")
+    emulator.run("bias_relu_backward_simt_cuda", problem, [grad, None], [dx, dbias], ordering)
+    assert torch.equal(dbias, torch.full((33,), 300.0))
+
+
+def statistics(emulator: Emulator, ordering: str) -> None:
+    """Mean and variance of rows of zeros and twos, by blocks that sum in shared memory."""
+    ones = torch.ones(33)
+    x = torch.stack([0 * ones, 2 * ones]).repeat(150, 1)
+    y, mean, var = emulation.poisoned_like(x), torch.full((33,), math.nan), torch.full((33,), math.nan)
+    problem = emulation.batch_norm_problem(x, "none", training=True, eps=3.0)
+    emulator.run("batch_norm_relu_simt_cuda", problem, [x, ones, ones, None], [y, mean, var], ordering)
+    assert torch.equal(mean, ones)
+    assert torch.equal(var, ones)
+    assert torch.equal(y, 0.5 * (x + 1))
+
+
+SMALL = square(1, 16, 6, 24, 3, 1, 1)
+MANY_POSITIONS = square(2, 5, 40, 6, 3, 1, 1)
+HALF = (square(2, 24, 9, 40, 3, 1, 1), torch.bfloat16)
+FLAT, COLUMNS = (square(2, 40, 9, 72, 1), torch.float16), (square(1, 72, 20, 72, 3, 1, 1), torch.bfloat16)
+NORM = "batch_norm_relu_simt.cuh"
+CHANNELWISE, DEPTHWISE = square(2, 48, 9, 48, 3, 1, 1, groups=48), "conv2d_depthwise.cuh"
+PRODUCT, TILE = "product_mma.cuh", "mma_tile.h"
+SIMT, OPERANDS, POINTWISE = "product_simt.cuh", "conv2d_operands.h", "bias_relu_simt.cuh"
+PLANTED: dict[str, tuple[Patch, Check]] = {
+    "simt: tiles are read before all of them is written": (
+        Patch(
+            SIMT, "device::block_barrier();\n    if (k + kDepth < end) {", "if (k + kDepth < end) {", "conv2d_simt"
+        ),
+        forward("conv2d_simt_cuda", SMALL),
+    ),
+    "simt: tiles are overwritten before all of them is read": (
+        Patch(
+            SIMT,
+            "right_tile + column_at, sums);\n    device::block_barrier();",
+            "right_tile + column_at, sums);",
+            "conv2d_simt",
+        ),
+        forward("conv2d_simt_cuda", SMALL),
+    ),
+    "simt: the halo's first row is left out": (
+        Patch(OPERANDS, "return h >= 0 && h < g->height", "return h > 0 && h < g->height", "conv2d_simt"),
+        forward("conv2d_simt_cuda", SMALL),
+    ),
+    "simt: a row beyond the image is read": (
+        Patch(OPERANDS, "h < g->height && w >= 0", "h <= g->height && w >= 0", "conv2d_simt"),
+        forward("conv2d_simt_cuda", SMALL),
+    ),
+    "simt: two threads compute the same rows": (
+        Patch(
+            SIMT,
+            "device::thread_index() / (kTile / kSide) * kSide",
+            "device::thread_index() / kTile * kSide",
+            "conv2d_simt",
+        ),
+        forward("conv2d_simt_cuda", SMALL),
+    ),
+    "simt: a tile reaches beyond the filters": (
+        Patch(SIMT, "exists_[i] = index < size;", "exists_[i] = index <= size;", "conv2d_simt"),
+        forward("conv2d_simt_cuda", SMALL),
+    ),
+    "simt: parts of the sum overlap": (
+        Patch(SIMT, "begin = split * product.share;", "begin = split * (product.share - 1);", "conv2d_simt"),
+        wgrad("conv2d_wgrad_simt_cuda", MANY_POSITIONS),
+    ),
+    "dgrad: a stride's taps are those of the next row": (
+        Patch(OPERANDS, "first_tap * dilation % stride != a", "first_tap * dilation % stride == a", "conv2d_simt"),
+        dgrad("conv2d_dgrad_simt_cuda", square(1, 4, 8, 4, 3, 2, 1)),
+    ),
+    "mma: a stage is not waited for": (
+        Patch(PRODUCT, "device::copy_wait<Shape::kStages - 2>();", "", "conv2d_mma"),
+        forward("conv2d_mma_sm80", *HALF),
+    ),
+    "mma: one stage too few is waited for": (
+        Patch(
+            PRODUCT,
+            "device::copy_wait<Shape::kStages - 2>();",
+            "device::copy_wait<Shape::kStages - 1>();",
+            "conv2d_mma",
+        ),
+        forward("conv2d_mma_sm80", *HALF),
+    ),
+    "mma: a stage is read that others still copy into": (
+        Patch(PRODUCT, "    device::block_barrier();  // everybody's", "    // everybody's", "conv2d_mma"),
+        forward("conv2d_mma_sm80", *HALF),
+    ),
+    "mma: the ring is one stage off": (
+        Patch(PRODUCT, "ahead = stage;\n", "ahead = stage + 1 == Shape::kStages ? 0 : stage + 1;\n", "conv2d_mma"),
+        forward("conv2d_mma_sm80", *HALF),
+    ),
+    "mma: copies are not committed": (
+        Patch(PRODUCT, "device::copy_commit();\n    const", "const", "conv2d_mma"),
+        forward("conv2d_mma_sm80", *HALF),
+    ),
+    "mma: sums leave through stages still in use": (
+        Patch(
+            PRODUCT, "device::copy_wait<0>();\n  device::block_barrier();", "device::copy_wait<0>();", "conv2d_mma"
+        ),
+        forward("conv2d_mma_sm80", *FLAT),
+    ),
+    "mma: a warp reads sums before they are there": (
+        Patch(
+            PRODUCT,
+            "    device::warp_barrier();\n#pragma unroll\n    for (int32_t run",
+            "    for (int32_t run",
+            "conv2d_mma",
+        ),
+        forward("conv2d_mma_sm80", *HALF),
+    ),
+    "mma: a warp overwrites sums before they are read": (
+        Patch(PRODUCT, "    device::warp_barrier();\n  }\n}", "  }\n}", "conv2d_mma"),
+        forward("conv2d_mma_sm80", *FLAT),
+    ),
+    "mma: blocks of the left fragment are swapped": (
+        Patch(
+            TILE,
+            "kLeft ? block % 2 : block / 2, along = kLeft ? block / 2",
+            "block / 2, along = kLeft ? block % 2",
+            "conv2d_mma",
+        ),
+        forward("conv2d_mma_sm80", *HALF),
+    ),
+    "mma: a swizzle on the way in that is not undone": (
+        Patch(PRODUCT, "Tile::address(line, chunk_)", "Tile::address(line ^ 1, chunk_)", "conv2d_mma"),
+        forward("conv2d_mma_sm80", *HALF),
+    ),
+    "mma: the transposed load takes other rows": (
+        Patch(
+            TILE,
+            "step * 16 + along * 8 + row, outer",
+            "step * 16 + along * 8 + row / 2 * 2, outer",
+            "conv2d_wgrad_mma",
+        ),
+        wgrad("conv2d_wgrad_mma_sm80", *COLUMNS),
+    ),
+    "mma: lanes of the sums are mixed up": (
+        Patch(
+            PRODUCT,
+            "(lane / 4 + half * 8) * Shape::kPitch + j * 8 + lane % 4 * 2",
+            "(lane % 8 + half * 8) * Shape::kPitch + j * 8 + lane / 8 * 2",
+            "conv2d_mma",
+        ),
+        forward("conv2d_mma_sm80", *HALF),
+    ),
+    "mma: the last part of the sum is left out": (
+        Patch(PRODUCT, "(length + kDepth<T> - 1) / kDepth<T> : 0", "length / kDepth<T> : 0", "conv2d_mma"),
+        forward("conv2d_mma_sm80", *HALF),
+    ),
+    "mma: the end of the sum is not looked at": (
+        Patch(
+            PRODUCT,
+            "copy(tile, i, part, exists_[i] && inner_at < end, outer_[i], inner)",
+            "copy(tile, i, part, exists_[i], outer_[i], inner)",
+            "conv2d_mma",
+        ),
+        forward("conv2d_mma_sm80", *HALF),
+    ),
+    "mma: padded channels are not zero": (
+        Patch(
+            "pad_channels.cuh",
+            "(row + 1) * channels, false, values)",
+            "rows * channels, false, values)",
+            "conv2d_mma",
+        ),
+        forward("conv2d_mma_sm80", square(2, 5, 9, 40, 3, 1, 1), torch.bfloat16),
+    ),
+    "depthwise: weights are used before they are there": (
+        Patch(
+            DEPTHWISE,
+            "  device::block_barrier();\n\n  const int32_t strip_at",
+            "  const int32_t strip_at",
+            "conv2d_depthwise",
+        ),
+        forward("conv2d_depthwise_cuda", CHANNELWISE),
+    ),
+    "depthwise: a column beyond the image is read": (
+        Patch(DEPTHWISE, "w + i >= 0 && w + i < width;", "w + i >= 0 && w + i <= width;", "conv2d_depthwise"),
+        forward("conv2d_depthwise_cuda", CHANNELWISE),
+    ),
+    "depthwise: the gradient's weights are not turned around": (
+        Patch(DEPTHWISE, "weight_start += weight_w * (taps_w - 1), weight_w = -weight_w;", "", "conv2d_depthwise"),
+        dgrad("conv2d_dgrad_depthwise_cuda", CHANNELWISE),
+    ),
+    "depthwise: sums of the next tap overwrite those of this one": (
+        Patch(DEPTHWISE, "    device::block_barrier();\n  }\n}", "  }\n}", "conv2d_depthwise"),
+        wgrad("conv2d_wgrad_depthwise_cuda", CHANNELWISE),
+    ),
+    "batch_norm: sums are added before they are there": (
+        Patch(
+            NORM,
+            "device::block_barrier();\n    if (thread < width",
+            "if (thread < width",
+            "batch_norm_relu_simt",
+        ),
+        statistics,
+    ),
+    "batch_norm: the variance is of one row too few": (
+        Patch(
+            NORM,
+            "row < at.end; row += at.lines) {\n      Acc values[count];\n      read(x",
+            "row < at.end - 1; row += at.lines) {\n      Acc values[count];\n      read(x",
+            "batch_norm_relu_simt",
+        ),
+        statistics,
+    ),
+    "bias_relu: sums are added before they are there": (
+        Patch(
+            POINTWISE,
+            "device::block_barrier();\n    if (device::thread_index() < half)",
+            "if (device::thread_index() < half)",
+            "bias_relu_simt",
+        ),
+        channel_sums,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def sound() -> Emulator:
+    return emulation.build()
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_bug_is_noticed(sound: Emulator, name: str) -> None:
+    patch, check = PLANTED[name]
+    for ordering in ORDERINGS:
+        check(sound, ordering)
+    planted = emulation.build(patch)
+    failures = []
+    for ordering in ORDERINGS:
+        try:
+            check(planted, ordering)
+        except AssertionError as failure:  # a wrong result, or a ViolationError
+            failures.append(failure)
+    assert failures, f"nothing noticed: {name}"
