@@ -132,6 +132,7 @@ def test_auto_says_what_it_chose(stubs: Stubs) -> None:
     request = jobs_pb2.TrainRequest(
         train=jobs_pb2.TrainSpec(
             dataset="datasets/colours",
+            model_id="some",
             architecture="smallnet",
             recipe="auto",
             time_budget_minutes=0.4,
