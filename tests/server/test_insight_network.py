@@ -121,6 +121,23 @@ def test_explain(stubs: Stubs, trained: jobs_pb2.Job, method: str) -> None:
     check_figures(answer.figures, method.lower())
 
 
+@pytest.mark.parametrize(
+    ("mode", "width", "height"), [("RGB", 1, 1), ("L", 300, 20), ("RGBA", 9, 200), ("P", 64, 64)]
+)
+def test_pictures_of_other_sizes_and_forms(
+    stubs: Stubs, trained: jobs_pb2.Job, mode: str, width: int, height: int
+) -> None:
+    buffer = io.BytesIO()
+    Image.new(mode, (width, height), 1).save(buffer, "PNG")
+    sent = insight_pb2.Picture(image=buffer.getvalue())
+    for method in (insight_pb2.GRAD_CAM, insight_pb2.OCCLUSION, insight_pb2.DECONVNET):
+        answer = stubs.insight.Explain(
+            insight_pb2.ExplainRequest(model=MODEL, picture=sent, method=method), timeout=60
+        )
+        assert array(answer.picture).shape == (SIZE, SIZE, 3)
+        assert all(np.isfinite(array(m.values)).all() for m in answer.maps)
+
+
 def test_named_own_and_learned_kernels(stubs: Stubs, trained: jobs_pb2.Job) -> None:
     image = png(2, 5)
     grey = np.asarray(Image.open(io.BytesIO(image)), np.float64) @ (0.299, 0.587, 0.114) / 255
