@@ -200,6 +200,7 @@ def test_a_report_of_a_model_and_of_its_job(stubs: Stubs, trained: jobs_pb2.Job)
             "Confusion matrix",
             "Most uncertain",
             "Calibration",
+            "Class by class",
             "Training",
             "First-layer filters",
             "What the first layer sees",

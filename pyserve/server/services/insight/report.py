@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from pyserve import kernels
 from pyserve.errors import (
     FailedPreconditionError,
@@ -23,12 +26,19 @@ from pyserve.server import validate
 from pyserve.server.services.insight.looker import Question
 from pyserve.server.services.insight.neighbours import NeighbourCalls
 from pyserve.server.services.insight.predictions import PredictionCalls
-from pyserve.server.services.insight.report_sections import NetworkSections, files, guarded, own_range_tests
+from pyserve.server.services.insight.report_sections import (
+    NetworkSections,
+    files,
+    guarded,
+    own_range_tests,
+    renamed,
+)
 from pyserve.spec import OWN_FINDER, TrainSpec
 from pyserve.v1 import insight_pb2
 
 _GALLERY = 12
 _ISSUES = 12
+_CLASSES, _OF_A_CLASS = 10, 4
 _TEXTS = {
     "most_incorrect": "Wrong, and most sure of it.",
     "most_uncertain": "Nearly as much for one class as for another.",
@@ -58,6 +68,7 @@ class ReportCalls(PredictionCalls, NeighbourCalls, NetworkSections):
             guarded("Confusion matrix", lambda: self._confusions(asked, stop)),
             guarded("Calibration", lambda: self._reliability(asked, stop)),
             *[guarded(_title(order), partial(self._gallery, asked, order, stop)) for order in _TEXTS],
+            guarded("Class by class", lambda: self._classes(asked, info.labels, stop)),
             guarded("Labels that are probably wrong", lambda: self._suspects(asked, stop)),
             guarded("Pictures that show the same", lambda: self._copies(asked, stop)),
             *self._inside(asked, probe, job, self._worst(asked, stop), stop),
@@ -144,6 +155,21 @@ class ReportCalls(PredictionCalls, NeighbourCalls, NetworkSections):
         answer = self._top_losses(asked, order, _GALLERY, "", "", stop)
         return Section(_title(order), _TEXTS[order], figures=files(answer.figures))
 
+    def _classes(self, asked: Question, labels: Sequence[str], stop: ShouldStop) -> Section:
+        """A table of all classes, and of the first ones the pictures that stand out."""
+        answer = self._confusion_matrix(asked, stop)
+        counts = np.array(answer.counts).reshape(len(answer.labels), -1)
+        rows = [_class_row(answer.labels, i, row) for i, row in enumerate(counts)]
+        figures = []
+        for number, label in enumerate(labels[:_CLASSES], 1):
+            for order in _TEXTS:
+                found = self._top_losses(asked, order, _OF_A_CLASS, label, "", stop)
+                figures += renamed(number, found.figures if found.items else [])
+        text = "The most incorrect, most uncertain and most correct pictures of each class"
+        text += f" (the first {_CLASSES} of {len(labels)})." if len(labels) > _CLASSES else "."
+        table = Table(("label", "pictures", "right", "else most often taken for"), rows)
+        return Section("Class by class", text, table=table, figures=figures)
+
     def _worst(self, asked: Question, stop: ShouldStop) -> list[str]:
         try:
             return [x.path for x in self._top_losses(asked, "most_incorrect", _GALLERY, "", "", stop).items]
@@ -159,6 +185,14 @@ class ReportCalls(PredictionCalls, NeighbourCalls, NetworkSections):
         answer = self._duplicates(asked.model, asked.dataset, ("train", "valid"), None, _GALLERY, stop)
         title = "Pictures that show the same"
         return Section(title, f"{answer.found} pairs.", figures=files(answer.figures) if answer.found else ())
+
+
+def _class_row(labels: Sequence[str], i: int, counts: npt.NDArray[np.int64]) -> tuple[str, ...]:
+    """A class, its pictures, how many are right, and for what the others are taken most often."""
+    others = counts.copy()
+    others[i] = 0
+    taken_for = f"{labels[others.argmax()]} ({others.max()})" if others.any() else ""
+    return labels[i], str(counts.sum()), str(counts[i]), taken_for
 
 
 def _overview(info: ModelInfo) -> Section:
