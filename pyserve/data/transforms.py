@@ -105,8 +105,8 @@ def evaluation_view(batch: torch.Tensor, image_size: int) -> torch.Tensor:
 def tta_views(batch: torch.Tensor, image_size: int) -> list[torch.Tensor]:
     """Test-time augmentation: the evaluation view, and four that are shifted towards the corners, two mirrored.
 
-    Fixed, so that an answer can be repeated. Pictures without a margin to shift in are shifted by a sixteenth, what
-    comes in mirrored at the edge: scaled up instead, small ones would look like nothing the network has learnt.
+    Fixed, so that an answer can be repeated. Pictures without a margin are shifted by a sixteenth, and what
+    comes in is mirrored at the edge: scaled up instead, small ones look like nothing that a network has learnt.
 
     Args:
         batch, image_size: as for `evaluation_view`.
