@@ -57,14 +57,14 @@ def channel_sums(emulator: Emulator, ordering: str) -> None:
 
 
 def statistics(emulator: Emulator, ordering: str) -> None:
-    """Mean and deviation of rows of zeros and twos, by blocks that sum in shared memory."""
+    """Mean and variance of rows of zeros and twos, by blocks that sum in shared memory."""
     ones = torch.ones(33)
     x = torch.stack([0 * ones, 2 * ones]).repeat(150, 1)
-    y, mean, inv_std = emulation.poisoned_like(x), torch.full((33,), math.nan), torch.full((33,), math.nan)
+    y, mean, var = emulation.poisoned_like(x), torch.full((33,), math.nan), torch.full((33,), math.nan)
     problem = emulation.batch_norm_problem(x, "none", training=True, eps=3.0)
-    emulator.run("batch_norm_relu_simt_cuda", problem, [x, ones, ones, None], [y, mean, inv_std], ordering)
+    emulator.run("batch_norm_relu_simt_cuda", problem, [x, ones, ones, None], [y, mean, var], ordering)
     assert torch.equal(mean, ones)
-    assert torch.equal(inv_std, 0.5 * ones)
+    assert torch.equal(var, ones)
     assert torch.equal(y, 0.5 * (x + 1))
 
 
