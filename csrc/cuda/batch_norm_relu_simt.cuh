@@ -188,7 +188,7 @@ PYSERVE_DEVICE void read_masked(const BatchNormReluBackwardArgs& args, const Lin
 
 // Σ g and Σ g · (x - mean) of every channel.
 template <class T, int32_t count>
-PYSERVE_KERNEL(kThreads, 3)
+PYSERVE_KERNEL(kThreads, 2)
 gradient_sums_kernel(PYSERVE_PARAMETER BatchNormReluBackwardArgs args, PYSERVE_PARAMETER Cut cut, double eps, double lo,
                      double hi, Accumulator<T>* parts) {
   using Acc = Accumulator<T>;
