@@ -85,12 +85,19 @@ def in_tf32(t: Tensor) -> Tensor:
 TF32_CASES = [c for c in CASES if c.groups == 1 or not (c.C // c.groups % 4 or c.K // c.groups % 4)]
 
 
-@pytest.mark.parametrize("case", TF32_CASES, ids=str)
-@pytest.mark.parametrize("op", ["conv2d", "conv2d_dgrad", "conv2d_wgrad"])
-def test_tf32(emulator: Emulator, op: str, case: Case) -> None:
+TF32_WAYS = [
+    (f"{op}_{algorithm}_sm80", op, case)
+    for op in ("conv2d", "conv2d_dgrad", "conv2d_wgrad")
+    for case in TF32_CASES
+    for algorithm in ("mma", "pointwise")
+    if algorithm == "mma" or ((case.R, case.S, *case.padding) == (1, 1, 0, 0) and case.C > 4)
+]
+
+
+@pytest.mark.parametrize(("name", "op", "case"), TF32_WAYS, ids=str)
+def test_tf32(emulator: Emulator, name: str, op: str, case: Case) -> None:
     t = Tensors.random(case, torch.float32, post_relu=False)
     t.x, t.weight, t.grad = in_tf32(t.x), in_tf32(t.weight), in_tf32(t.grad)
-    name = f"{op}_mma_sm80"
     ordering = ORDERINGS[case.C % 2]
     if op == "conv2d":
         reference.expected_forward(t, "relu").check(emulator.conv2d(name, t, "relu", ordering, tf32=True))
@@ -105,16 +112,23 @@ def test_tf32(emulator: Emulator, op: str, case: Case) -> None:
 # ------------------------------------------------------------ the choice of tiles
 
 
+TILED = {
+    "mma": Case(2, 40, 9, 7, 136, 3, 3, padding=(1, 1)),
+    "pointwise": Case(2, 40, 19, 13, 136, 1, 1, stride=(2, 2)),
+}
+
+
 @pytest.mark.parametrize("tile", emulation.TILES)
+@pytest.mark.parametrize("algorithm", TILED)
 @pytest.mark.parametrize("op", ["conv2d", "conv2d_dgrad", "conv2d_wgrad"])
-def test_every_tile_gives_the_same(emulator: Emulator, op: str, tile: str) -> None:
-    t = Tensors.random(Case(2, 40, 9, 7, 136, 3, 3, padding=(1, 1)), torch.bfloat16, post_relu=False)
+def test_every_tile_gives_the_same(emulator: Emulator, op: str, algorithm: str, tile: str) -> None:
+    t = Tensors.random(TILED[algorithm], torch.bfloat16, post_relu=False)
     problem, (x, weight, grad) = emulation.conv2d_problem(t.case, t.x.dtype), map(nhwc, (t.x, t.weight, t.grad))
     inputs = {"conv2d": [x, weight, None, None], "conv2d_dgrad": [grad, weight], "conv2d_wgrad": [grad, x]}[op]
     like = {"conv2d": grad, "conv2d_dgrad": x, "conv2d_wgrad": weight}[op]
     by_rule, asked_for = emulation.poisoned_like(like), emulation.poisoned_like(like)
-    emulator.run(f"{op}_mma_sm80", problem, inputs, [by_rule], "early")
-    emulator.run(f"{op}_mma_sm80", problem, inputs, [asked_for], "late", tile=tile)
+    emulator.run(f"{op}_{algorithm}_sm80", problem, inputs, [by_rule], "early")
+    emulator.run(f"{op}_{algorithm}_sm80", problem, inputs, [asked_for], "late", tile=tile)
     assert torch.equal(by_rule, asked_for)
 
 
