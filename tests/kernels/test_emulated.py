@@ -212,6 +212,22 @@ def test_forward_beyond_32_bit_offsets(emulator: Emulator, variant: VariantInfo)
     assert torch.equal(y, sums.to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("algorithm", ["mma", "pointwise"])
+def test_pixels_beyond_32_bit_offsets(emulator: Emulator, algorithm: str) -> None:
+    """The corners of more than 2³¹ numbers, read by a 1×1 kernel: forward, and for the gradient of weight."""
+    case = Case(1, 8, 16_400, 16_400, 8, 1, 1, (16_399, 16_399))
+    x, weight = zeros(1, 16_400, 16_400, 8), torch.eye(8, dtype=torch.bfloat16).view(8, 1, 1, 8)
+    assert x.numel() > 2**31
+    x[0, 0, 0, :], x[0, -1, -1, :] = torch.arange(8), torch.arange(8, 16)
+    y, dw = emulation.poisoned_like(torch.empty(4, 8, dtype=torch.bfloat16)), emulation.poisoned_like(weight)
+    problem = emulation.conv2d_problem(case, torch.bfloat16)
+    emulator.run(f"conv2d_{algorithm}_sm80", problem, [x, weight, None, None], [y], "early")
+    assert torch.equal(y, torch.stack([x[0, 0, 0], 0 * x[0, 0, 0], 0 * x[0, 0, 0], x[0, -1, -1]]))
+    grad = torch.tensor([1.0, 0, 0, 2.0]).to(torch.bfloat16).repeat_interleave(8).view(1, 2, 2, 8)
+    emulator.run(f"conv2d_wgrad_{algorithm}_sm80", problem, [grad, x], [dw], "late")
+    assert torch.equal(dw.view(8, 8), (x[0, 0, 0] + 2 * x[0, -1, -1]).expand(8, 8))
+
+
 @pytest.mark.parametrize("variant", variants("conv2d_dgrad", "cuda"), ids=lambda variant: variant.name)
 def test_gradient_of_x_beyond_32_bit_offsets(emulator: Emulator, variant: VariantInfo) -> None:
     pad = SIDE // 2
