@@ -22,5 +22,5 @@ bench: setup  ## the benchmarks of the README
 gpu-check:  ## build, test and compare on a machine with a GPU (no virtual environment, no network)
 	@scripts/gpu-check
 
-protos: setup  ## regenerate pyserve/v1 from protos/
+protos: setup  ## regenerate the code made from protos/
 	@scripts/protos

@@ -6,10 +6,6 @@ this one has; it is made on first use, in PYSERVE_BENCHMARK_CACHE or ~/.cache/py
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import sysconfig
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import environments
+
 REQUIREMENTS = ("onnx==1.23.2", "onnxscript==0.7.2", "onnxruntime==1.32.0", "openvino==2026.4.1")
 PACKAGES = ["torch", "torchvision", "onnxruntime", "openvino"]  # whose versions a result tells
 Predict = Callable[[Tensor], Tensor]
@@ -25,22 +23,7 @@ Predict = Callable[[Tensor], Tensor]
 
 def enter() -> None:
     """Go on in the environment with the rivals."""
-    folder = (
-        Path(os.environ.get("PYSERVE_BENCHMARK_CACHE") or Path.home() / ".cache" / "pyserve-benchmarks") / "cpu"
-    )
-    if Path(sys.prefix) == folder:
-        return
-    stamp, wanted = folder / "requirements.txt", "\n".join([sys.version, sys.prefix, *REQUIREMENTS])
-    if not stamp.exists() or stamp.read_text() != wanted:
-        print(f"installing {', '.join(REQUIREMENTS)} into {folder}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        purelib = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
-        here = sysconfig.get_path("purelib")
-        (Path(purelib) / "outer.pth").write_text(f"import site; site.addsitedir({here!r})\n")
-        subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True)
-        stamp.write_text(wanted)
-    python = folder / "bin" / "python"
-    os.execv(python, [str(python), *sys.argv])
+    environments.enter("cpu", REQUIREMENTS)
 
 
 # ------------------------------------------------------------ a network in every rival

@@ -64,6 +64,8 @@ def write(
     summary: str,
     packages: Sequence[str],
     gpu: dict[str, Any] | None = None,
+    *,
+    details: dict[str, Any] | None = None,
 ) -> None:
     """Write one result file.
 
@@ -74,6 +76,7 @@ def write(
         summary: one sentence.
         packages: whose versions matter here.
         gpu: what is to be told of the GPU.
+        details: further entries of the file, such as curves.
     """
     if path is None:
         return
@@ -84,6 +87,7 @@ def write(
         "versions": versions(*packages),
         "rows": list(rows),
         "summary": summary,
+        **(details or {}),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")

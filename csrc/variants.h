@@ -90,6 +90,10 @@ PYSERVE_INLINE bool covers_mma(const Conv2dProblem& p) {
                      taps * (p.K + wide) <= most && p.K + 128 <= most && p.C + 128 <= most;
   return type && channels && small && covers_axes(p);
 }
+// 1×1 kernels as plain matrix products; an image's few channels are padded elsewhere.
+PYSERVE_INLINE bool covers_pointwise_mma(const Conv2dProblem& p) {
+  return covers_mma(p) && p.R == 1 && p.S == 1 && p.pad_h == 0 && p.pad_w == 0 && p.C > 4;
+}
 
 // ROW(operator, algorithm, ISA, covers): the kernel is `<operator>_<algorithm>_<ISA>` and lives in
 // cpu/<conv2d, bias_relu, batch_norm_relu, pooling or linear>_<algorithm>_<ISA>.cpp.
@@ -157,19 +161,22 @@ PYSERVE_INLINE bool covers_mma(const Conv2dProblem& p) {
 
 // ROW(operator, algorithm, architecture, covers, least compute capability × 10). The kernels are in cuda/, dispatched
 // there.
-#define PYSERVE_CUDA_VARIANTS(ROW)                           \
-  ROW(conv2d, depthwise, cuda, covers_channelwise, 80)       \
-  ROW(conv2d, mma, sm80, covers_mma, 80)                     \
-  ROW(conv2d, simt, cuda, covers_axes, 80)                   \
-  ROW(conv2d_dgrad, depthwise, cuda, covers_channelwise, 80) \
-  ROW(conv2d_dgrad, mma, sm80, covers_mma, 80)               \
-  ROW(conv2d_dgrad, simt, cuda, covers_axes, 80)             \
-  ROW(conv2d_wgrad, depthwise, cuda, covers_channelwise, 80) \
-  ROW(conv2d_wgrad, mma, sm80, covers_mma, 80)               \
-  ROW(conv2d_wgrad, simt, cuda, covers_axes, 80)             \
-  ROW(bias_relu, simt, cuda, covers_all, 80)                 \
-  ROW(bias_relu_backward, simt, cuda, covers_all, 80)        \
-  ROW(batch_norm_relu, simt, cuda, covers_all, 80)           \
+#define PYSERVE_CUDA_VARIANTS(ROW)                             \
+  ROW(conv2d, depthwise, cuda, covers_channelwise, 80)         \
+  ROW(conv2d, pointwise, sm80, covers_pointwise_mma, 80)       \
+  ROW(conv2d, mma, sm80, covers_mma, 80)                       \
+  ROW(conv2d, simt, cuda, covers_axes, 80)                     \
+  ROW(conv2d_dgrad, depthwise, cuda, covers_channelwise, 80)   \
+  ROW(conv2d_dgrad, pointwise, sm80, covers_pointwise_mma, 80) \
+  ROW(conv2d_dgrad, mma, sm80, covers_mma, 80)                 \
+  ROW(conv2d_dgrad, simt, cuda, covers_axes, 80)               \
+  ROW(conv2d_wgrad, depthwise, cuda, covers_channelwise, 80)   \
+  ROW(conv2d_wgrad, pointwise, sm80, covers_pointwise_mma, 80) \
+  ROW(conv2d_wgrad, mma, sm80, covers_mma, 80)                 \
+  ROW(conv2d_wgrad, simt, cuda, covers_axes, 80)               \
+  ROW(bias_relu, simt, cuda, covers_all, 80)                   \
+  ROW(bias_relu_backward, simt, cuda, covers_all, 80)          \
+  ROW(batch_norm_relu, simt, cuda, covers_all, 80)             \
   ROW(batch_norm_relu_backward, simt, cuda, covers_all, 80)
 
 enum class Variant : int32_t {

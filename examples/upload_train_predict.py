@@ -6,9 +6,8 @@ python examples/upload_train_predict.py ~/pictures/pets photo.jpg
 from __future__ import annotations
 
 import argparse
-import os
 
-from pyserve.client import DEFAULT_ADDRESS, Client
+from pyserve.client import Client
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("folder", help="folder with one sub-folder per class")
@@ -18,7 +17,7 @@ parser.add_argument("--architecture", default="resnet18")
 parser.add_argument("--epochs", type=int, default=5)
 options = parser.parse_args()
 
-with Client(os.environ.get("PYSERVE_ADDRESS", DEFAULT_ADDRESS)) as client:
+with Client() as client:
     dataset = client.upload_dataset(options.folder, options.name)
     common = {"dataset": dataset.name, "architecture": options.architecture}
     finder = client.wait(client.find_learning_rate(**common).name)

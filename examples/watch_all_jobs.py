@@ -6,9 +6,8 @@ python examples/watch_all_jobs.py
 from __future__ import annotations
 
 import asyncio
-import os
 
-from pyserve.client import DEFAULT_ADDRESS, AsyncClient
+from pyserve.client import AsyncClient
 from pyserve.v1 import jobs_pb2
 
 
@@ -25,7 +24,7 @@ async def follow(client: AsyncClient, name: str) -> None:
 
 async def main() -> None:
     """Follow them side by side."""
-    async with AsyncClient(os.environ.get("PYSERVE_ADDRESS", DEFAULT_ADDRESS)) as client:
+    async with AsyncClient() as client:
         jobs = await client.list_jobs([jobs_pb2.QUEUED, jobs_pb2.RUNNING])
         await asyncio.gather(*(follow(client, job.name) for job in jobs))
 

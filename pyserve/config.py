@@ -33,11 +33,33 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(default=Path("pyserve-data"), description="Folder of datasets, jobs and models.")
     host: str = Field(
-        default="127.0.0.1", description="Address to listen on; beyond loopback only with --insecure."
+        default="127.0.0.1",
+        description="Address to listen on; beyond loopback only with TLS and tokens, or --insecure.",
     )
     port: int = Field(default=50051, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    insecure: bool = Field(default=False, description="Allow to listen beyond loopback without credentials.")
-    reflection: bool = Field(default=True, description="Offer gRPC server reflection.")
+    insecure: bool = Field(default=False, description="Allow to listen beyond loopback without TLS or tokens.")
+    tls_cert: Path | None = Field(default=None, description="PEM file of the server's certificate chain.")
+    tls_key: Path | None = Field(default=None, description="PEM file of the certificate's private key.")
+    tls_client_ca: Path | None = Field(
+        default=None, description="PEM file of the authorities of clients' certificates; asks clients for one."
+    )
+    require_tokens: bool = Field(
+        default=False, description="Ask for tokens on loopback too; elsewhere they are, but with --insecure."
+    )
+    tokens_file: Path | None = Field(default=None, description="File of tokens; default: data_dir/tokens.json.")
+    reflection: Literal["off", "token", "open"] = Field(
+        default="token", description="gRPC server reflection: none, with any token where tokens are asked, open."
+    )
+    audit_log: Path | None = Field(default=None, description="File with a JSON line for each call; default: none.")
+    audit_log_bytes: int = Field(
+        default=64 * MIB, ge=4096, description="Size of a full audit log, of which ten are kept, bytes."
+    )
+    audit_predictions: bool = Field(default=False, description="Write predictions that succeed down there too.")
+    max_calls_per_s: float = Field(default=0.0, ge=0, description="Calls of one token each second; 0: any number.")
+    max_calls_at_once: int = Field(
+        default=1024, ge=0, description="Calls of one token under way, streams among them; 0: any number."
+    )
+    max_connections: int = Field(default=4096, ge=1, description="Connections at once; more wait for one to end.")
     dataset_roots: list[Path] = Field(default=[], description="Folders under which Register may find datasets.")
     weights_roots: list[Path] = Field(
         default=[], description="Folders of pretrained weights that trainings may name."
@@ -51,21 +73,61 @@ class Settings(BaseSettings):
     max_archive_entries: int = Field(default=2_000_000, ge=1, description="Most files in an upload.")
     max_compression_ratio: float = Field(default=200.0, gt=1, description="Most unpacked bytes per packed byte.")
     max_predict_images: int = Field(default=256, ge=1, description="Most pictures in one Predict call.")
+    max_waiting_calls: int = Field(
+        default=256, ge=0, description="Calls of one kind that may wait, and predictions; more are refused."
+    )
     upload_ttl_s: float = Field(default=86_400.0, gt=0, description="How long a broken upload can be resumed, s.")
 
     max_running_jobs: int = Field(default=2, ge=1, description="Jobs that run at once.")
     max_queued_jobs: int = Field(default=256, ge=1, description="Jobs that may wait.")
     job_threads: int = Field(default=0, ge=0, description="CPU threads of a job; 0 means all cores.")
+    job_nice: int = Field(
+        default=19,
+        ge=0,
+        le=19,
+        description="How far jobs stand back for prediction on the CPU; 0 means not at all.",
+    )
     predict_threads: int = Field(default=0, ge=0, description="CPU threads of prediction; 0 means all cores.")
+    predict_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="What networks compute in; bfloat16 is faster and a little less exact."
+    )
+    max_batch_size: int = Field(
+        default=0, ge=0, le=1024, description="Most pictures in one batch; 0 means 8 on a CPU, 32 on a GPU."
+    )
+    preferred_batch_sizes: list[int] = Field(
+        default=[], description="Sizes to which a backlog is cut; empty means any."
+    )
+    max_queue_delay_s: float = Field(
+        default=0.002, ge=0, le=1, description="Most time that a batch waits for a picture being decoded, s."
+    )
+    max_queued_bytes: int = Field(
+        default=GIB, ge=MIB, description="Size of the pictures that may wait for prediction, bytes."
+    )
     checkpoint_interval_s: float = Field(default=60.0, ge=0, description="Most time between checkpoints, s.")
     resume_on_start: bool = Field(
         default=False, description="Queue interrupted jobs again when the server starts."
     )
-    max_loaded_models: int = Field(default=8, ge=1, description="Models kept in memory, least recently used out.")
+    max_models_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="Memory for models, least recently used out, bytes; 0 means half of the device's.",
+    )
+    metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="Port for Prometheus; 0 takes a free one; default: none."
+    )
+    metrics_host: str = Field(
+        default="127.0.0.1", description="Address for Prometheus; beyond loopback only with --insecure."
+    )
     drain_s: float = Field(default=30.0, ge=0, description="Time for running calls and jobs at shutdown, s.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least level logged."
     )
+    log_format: Literal["text", "json"] = Field(default="text", description="Form of the log's lines.")
+
+    @property
+    def tokens_path(self) -> Path:
+        """Where the tokens are."""
+        return self.tokens_file or self.data_dir / "tokens.json"
 
     @classmethod
     def settings_customise_sources(

@@ -7,6 +7,7 @@
     ├── AlreadyExistsError          a resource of that name exists
     ├── FailedPreconditionError     right call, wrong state; says what to do first
     ├── ResourceExhaustedError      a limit was reached; says which, and when to try again
+    ├── UnauthenticatedError        the caller has not said who it is, or not so that it can be believed
     ├── PermissionDeniedError       the caller may not do this
     ├── DeadlineExceededError       the caller's deadline passed
     ├── CancelledError              the caller or a user cancelled the work
@@ -21,7 +22,12 @@ Server and client share this module: what the server raises, the client raises a
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
+from typing import TypeVar
+
+E = TypeVar("E", bound="PyserveError")
+_LONGEST_SHOWN = 500  # characters of a wrong value that a sentence repeats
 
 
 @dataclass(frozen=True)
@@ -56,15 +62,45 @@ class PyserveError(Exception):
         self.retry_delay_s = retry_delay_s
         self.metadata = metadata or {}
 
+    @classmethod
+    def field(
+        cls: type[E],
+        name: str,
+        got: object,
+        expected: str,
+        *,
+        retry_delay_s: float | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> E:
+        """The house's sentence for one field to blame: `train.epochs: got -1, expected ≥ 1`."""
+        description = f"got {_shown(got)}, expected {expected}"
+        return cls(
+            f"{name}: {description}",
+            fields=(FieldViolation(name, description),),
+            retry_delay_s=retry_delay_s,
+            metadata=metadata,
+        )
+
+    def under(self: E, prefix: str) -> E:
+        """The same error of a field inside `prefix`: `epochs: got …` under "train" is `train.epochs: got …`."""
+        if not self.fields:
+            return self
+        return type(self)(
+            f"{prefix}.{self.message}",
+            fields=tuple(FieldViolation(f"{prefix}.{v.field}", v.description) for v in self.fields),
+            retry_delay_s=self.retry_delay_s,
+            metadata=self.metadata,
+        )
+
+
+def _shown(got: object) -> str:
+    """What came, cut where it is long: a name of megabytes must not fill a log."""
+    text = repr(got[:_LONGEST_SHOWN] if isinstance(got, str | bytes) else got)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
+
 
 class InvalidArgumentError(PyserveError):
     """A value is wrong whatever the state of the system."""
-
-    @classmethod
-    def field(cls, name: str, got: object, expected: str) -> InvalidArgumentError:
-        """The house's sentence for one wrong field: `train.epochs: got -1, expected ≥ 1`."""
-        description = f"got {got!r}, expected {expected}"
-        return cls(f"{name}: {description}", fields=(FieldViolation(name, description),))
 
 
 class DataError(InvalidArgumentError):
@@ -85,6 +121,10 @@ class FailedPreconditionError(PyserveError):
 
 class ResourceExhaustedError(PyserveError):
     """A limit was reached."""
+
+
+class UnauthenticatedError(PyserveError):
+    """The caller has not said who it is, or not so that it can be believed."""
 
 
 class PermissionDeniedError(PyserveError):
@@ -128,6 +168,7 @@ STATUS_NAMES: dict[type[PyserveError], str] = {
     AlreadyExistsError: "ALREADY_EXISTS",
     FailedPreconditionError: "FAILED_PRECONDITION",
     ResourceExhaustedError: "RESOURCE_EXHAUSTED",
+    UnauthenticatedError: "UNAUTHENTICATED",
     PermissionDeniedError: "PERMISSION_DENIED",
     DeadlineExceededError: "DEADLINE_EXCEEDED",
     CancelledError: "CANCELLED",
@@ -153,3 +194,11 @@ def error_class(status: str) -> type[PyserveError]:
         if name == status and cls is not DataError:
             return cls
     return InternalError
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a disk without room is the reason, whoever met it: the system, SQLite or safetensors."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    text = str(error)
+    return "disk is full" in text or "No space left on device" in text or "Disk quota exceeded" in text

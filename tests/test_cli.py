@@ -8,30 +8,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from pyserve.cli import main
 from pyserve.cli.output import format_time
 from pyserve.spec import FindLearningRateSpec, TrainSpec
 from pyserve.v1 import jobs_pb2
+from tests.cli_support import Run, runner
 from tests.client.fake import FakeServer, details, failing
-
-
-class Done(NamedTuple):
-    """What a command left."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
+from tests.processes import heed_ctrl_c
 
 
 @pytest.fixture
@@ -45,23 +34,20 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command line; without an address of the test's own it finds no server."""
     monkeypatch.setenv("PYSERVE_ADDRESS", os.environ.get("PYSERVE_ADDRESS", "127.0.0.1:1"))
-
-    def call(*arguments: str) -> Done:
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        code = caught.value.code
-        assert isinstance(code, int)
-        return Done(code, *capsys.readouterr())
-
-    return call
+    return runner(capsys)
 
 
 COMMANDS = (
-    *("serve", "config", "lr-find", "train", "predict", "top-losses", "confusion-matrix", "kernels"),
-    *(f"datasets {name}" for name in ("upload", "register", "list", "show", "delete")),
-    *(f"jobs {name}" for name in ("list", "show", "watch", "cancel", "resume", "artifacts")),
-    *(f"models {name}" for name in ("list", "show")),
+    *("serve", "config", "health", "lr-find", "train", "predict"),
+    *("top-losses", "confusion-matrix", "compare-models", "calibration", "calibrate", "label-issues"),
+    *("duplicates", "layers", "filters", "feature-maps", "top-patches", "evolution", "explain"),
+    *("image-kernel", "approximate", "report", "kernels"),
+    *(f"datasets {name}" for name in ("upload", "register", "list", "show", "relabel", "delete")),
+    *(f"jobs {name}" for name in ("list", "show", "watch", "cancel", "resume", "delete", "artifacts")),
+    *(f"models {name}" for name in ("list", "show", "load", "unload", "alias", "delete", "export", "import")),
+    *(f"tokens {name}" for name in ("create", "list", "revoke")),
 )
 
 
@@ -70,7 +56,7 @@ def test_every_command_explains_itself(command: str, run: Run) -> None:
     done = run(*command.split(), "--help")
     assert done.code == 0
     assert f"pyserve {command}" in done.out
-    remote = command not in ("serve", "config")
+    remote = command.split(maxsplit=1)[0] not in ("serve", "config", "tokens")
     assert ("--address" in done.out) == remote
 
 
@@ -78,7 +64,7 @@ def test_help_names_every_command_and_exit_code(run: Run) -> None:
     done = run("--help")
     assert done.code == 0
     assert all(command.split()[0] in done.out for command in COMMANDS)
-    assert "130 Ctrl-C" in done.out.replace("\n", " ")
+    assert "130 Ctrl-C" in " ".join(done.out.split())
     assert "..." not in done.out.removeprefix("Usage: pyserve [OPTIONS] COMMAND [ARGS]...")
 
 
@@ -203,6 +189,18 @@ def test_watch_prints_one_json_event_per_line(fake: FakeServer, run: Run) -> Non
     assert [json.loads(line)["seq"] for line in done.out.splitlines()] == [str(i) for i in range(1, 11)]
 
 
+def test_watch_shows_phases(fake: FakeServer, run: Run) -> None:
+    phase = jobs_pb2.PhaseStarted(
+        name="whole network", phase=3, total_phases=3, epochs=7, learning_rate=0.002, schedule="sgdr"
+    )
+    fake.events = [
+        jobs_pb2.Event(seq=1, phase=phase),
+        jobs_pb2.Event(seq=2, state=jobs_pb2.StateChange(state=jobs_pb2.SUCCEEDED)),
+    ]
+    done = run("jobs", "watch", "jobs/x")
+    assert "phase 3/3: whole network, 7 epochs of sgdr, lr 2.00e-03, all layers learning" in done.err
+
+
 def test_watch_shows_epochs_warnings_and_the_end(fake: FakeServer, run: Run) -> None:
     epoch = jobs_pb2.EpochDone(epoch=1, total_epochs=2, metrics={"accuracy": 0.5}, best=True)
     step = jobs_pb2.StepDone(step=5, total_steps=10, loss=0.3, learning_rates=[0.1], images_per_s=9)
@@ -255,6 +253,20 @@ def test_artifacts_are_saved_under_their_own_names_only(fake: FakeServer, run: R
     assert "curves.png" in run("jobs", "artifacts", "jobs/x", "--list").out
 
 
+def test_tensorboard_files_lie_in_a_folder_for_each_job(fake: FakeServer, run: Run, tmp_path: Path) -> None:
+    for _ in range(2):  # the second call writes it anew
+        done = run("jobs", "tensorboard", "jobs/x", "--output", str(tmp_path), "--follow")
+        assert done.code == 0
+        path = Path(done.out.strip())
+        assert path.parent == tmp_path / "x"
+        assert "tfevents" in path.name  # what TensorBoard looks for
+        assert path.read_bytes() == b"header,events"
+    (tmp_path / "file").touch()
+    done = run("jobs", "tensorboard", "jobs/x", "--output", str(tmp_path / "file"))
+    assert done.code == 2
+    assert "expected a folder that can be written" in done.err
+
+
 def test_predict_prints_a_line_per_picture(fake: FakeServer, run: Run, tmp_path: Path) -> None:
     for name in ("a.png", "b.JPG", "notes.txt"):
         (tmp_path / name).write_bytes(b"x")
@@ -293,7 +305,10 @@ def test_config_tells_value_and_origin(run: Run, monkeypatch: pytest.MonkeyPatch
 def test_ctrl_c_leaves_the_job_or_cancels_it(fake: FakeServer, flags: list[str]) -> None:
     fake.endless = True
     process = subprocess.Popen(
-        [sys.executable, "-m", "pyserve", "train", "datasets/x", *flags], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "pyserve", "train", "datasets/x", *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,  # noqa: PLW1509  # no other thread of this process holds a lock that it needs
     )
     end = time.monotonic() + 30
     while not any(isinstance(r, jobs_pb2.WatchRequest) for r in fake.requests) and time.monotonic() < end:
@@ -305,3 +320,28 @@ def test_ctrl_c_leaves_the_job_or_cancels_it(fake: FakeServer, flags: list[str])
     assert cancelled == (["jobs/0"] if flags else [])
     assert ("was asked to stop" in err) if flags else ("pyserve jobs cancel jobs/0" in err)
     assert "Traceback" not in err
+
+
+def test_commands_on_models(run: Run, fake: FakeServer, tmp_path: Path) -> None:
+    assert run("models", "load", "models/m").err == (
+        "loaded models/m/versions/1: 2.0 MiB; the server's memory went from 1.0 MiB to 3.0 MiB\n"
+    )
+    assert run("models", "unload", "models/m").err == (
+        "unloaded models/m/versions/1; the server's memory went from 3.0 MiB to 1.0 MiB\n"
+    )
+    assert json.loads(run("models", "load", "models/m", "--json").out)["model"]["loaded"] is True
+    assert "models/m@x is models/m/versions/2" in run("models", "alias", "models/m@x", "models/m/versions/2").err
+    assert "removed models/m@x; it was models/m/versions/1" in run("models", "alias", "models/m@x").err
+    assert run("models", "delete", "models/m").err == "removed models/m\n"
+    path = tmp_path / "m.tar"
+    assert run("models", "export", "models/m", str(path)).err.endswith(f"wrote models/m/versions/1 to {path}\n")
+    assert path.stat().st_size == 25_600
+    assert "models/other/versions/1" in run("models", "import", "other", str(path)).out
+    assert run("models", "import", "other", str(tmp_path / "none")).code == 2
+
+
+def test_delete_of_a_job(run: Run, fake: FakeServer) -> None:
+    name = "jobs/01890000-0000-7000-8000-000000000000"
+    done = run("jobs", "delete", name)
+    assert (done.code, done.out, done.err) == (0, "", f"{name} is gone\n")
+    assert fake.requests == [jobs_pb2.DeleteJobRequest(name=name)]

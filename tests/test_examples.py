@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.processes import heed_ctrl_c
+
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 
@@ -42,7 +44,8 @@ def colours(tmp_path: Path) -> Path:
 
 def demo(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, EXAMPLES / "demo.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=280, **options)
+    wide = {**os.environ, "COLUMNS": "250"}  # no path is folded
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=280, env=wide, **options)
 
 
 def running_in(folder: Path) -> list[str]:
@@ -137,7 +140,13 @@ def test_demo_leaves_figures_and_no_process_twice_in_a_row(tmp_path: Path, colou
         done = demo("--data", colours, "--output", output)
         assert done.returncode == 0, done.stdout + done.stderr
         names = {path.name for path in output.glob("*.png")}
-        assert {"lr_curve.png", "curves.png", "confusion_matrix.png", "most_incorrect.png", "filters.png"} <= names
+        assert {
+            "lr_curve.png",
+            "training_curves.png",
+            "confusion_matrix.png",
+            "most_incorrect.png",
+            "filters.png",
+        } <= names
         assert "4 of 4 right" in done.stdout
         assert all(name in done.stdout.replace("\n", "") for name in names)
         assert running_in(tmp_path) == []
@@ -151,6 +160,7 @@ def test_ctrl_c_stops_everything(tmp_path: Path, colours: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        preexec_fn=heed_ctrl_c,  # noqa: PLW1509  # no other thread of this process holds a lock that it needs
     )
     assert process.stdout is not None
     for line in process.stdout:

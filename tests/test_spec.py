@@ -109,3 +109,77 @@ def test_comparable_names_every_difference_that_moves_the_learning_rate() -> Non
         "frozen BatchNorm: True here, False there",
         "optimizer: sgd here, adamw there",
     ]
+
+
+WEIGHTS = {**DATASET, "weights": "imagenet"}
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (
+            {"recipe": "lesson2"},
+            "recipe: got 'lesson2', expected one of 'schedule', 'fine_tune', 'lesson1' or 'auto'",
+        ),
+        ({"recipe": "lesson1"}, "weights: got '', expected weights to begin with: recipe lesson1 adapts"),
+        ({"recipe": "fine_tune"}, "weights: got '', expected weights to begin with: recipe fine_tune adapts"),
+        (
+            {**WEIGHTS, "recipe": "lesson1", "freeze_body": True},
+            "freeze_body: got True, expected false: recipe less",
+        ),
+        ({"recipe": "auto"}, "time_budget_minutes: got nothing, expected a number: recipe auto plans for it"),
+        ({"time_budget_minutes": 5.0}, "time_budget_minutes: got 5.0, expected nothing, or recipe auto"),
+        (
+            {"recipe": "auto", "time_budget_minutes": 5.0, "epochs": 5},
+            "epochs: got 5, expected nothing: recipe auto chooses it from time_budget_minutes",
+        ),
+        ({"precompute": True}, "precompute: got True, expected false, or weights"),
+        ({"image_size": 64, "start_image_size": 96}, "start_image_size: got 96, expected ≤ image_size = 64"),
+        ({"class_weights": "equal"}, "class_weights: got 'equal', expected one of 'none' or 'balanced'"),
+        ({"mixup": -0.1}, "mixup: got -0.1, expected ≥ 0"),
+        ({"ema_decay": 1.0}, "ema_decay: got 1.0, expected < 1"),
+        ({"lr_from": "jobs/x"}, "lr_from: got 'jobs/x', expected text matching"),
+    ],
+)
+def test_fields_that_do_not_fit_each_other_are_named(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        spec.parse(spec.TrainSpec, {**DATASET, **values}, "train")
+    assert caught.value.message.startswith(f"train.{sentence}")
+    assert [v.field for v in caught.value.fields] == [f"train.{sentence.partition(':')[0]}"]
+
+
+def test_a_range_test_wants_a_training_that_is_decided() -> None:
+    training = {**DATASET, "recipe": "auto", "time_budget_minutes": 5.0}
+    with pytest.raises(InvalidArgumentError) as caught:
+        spec.parse(spec.FindLearningRateSpec, {"training": training}, "find_learning_rate")
+    assert caught.value.fields[0].field == "find_learning_rate.training.recipe"
+
+
+def test_a_recipe_sets_defaults_and_nothing_else() -> None:
+    lesson = spec.TrainSpec(**WEIGHTS, recipe="lesson1")
+    assert (lesson.epochs, lesson.schedule, lesson.cycle_mult, lesson.lr_from) == (7, "sgdr", 2, "self")
+    assert lesson.finds_rate_itself
+    own = spec.TrainSpec(**WEIGHTS, recipe="lesson1", epochs=3, learning_rate=0.01, tta=False)
+    assert (own.epochs, own.schedule, own.tta) == (3, "sgdr", False)
+    assert not own.finds_rate_itself
+    tuned = spec.TrainSpec(**WEIGHTS, recipe="fine_tune", lr_from="self")
+    assert (tuned.learning_rate, tuned.finds_rate_itself) == (None, True)
+    for recipe in ("schedule", "fine_tune", "lesson1"):
+        whole = spec.TrainSpec(**WEIGHTS, recipe=recipe)
+        assert spec.TrainSpec.model_validate_json(whole.model_dump_json()) == whole
+
+
+def test_what_auto_will_choose_is_not_shown_before() -> None:
+    asked = spec.TrainSpec(**DATASET, recipe="auto", time_budget_minutes=3.0, image_size=64)
+    shown = asked.model_dump(exclude_none=True)
+    assert not set(shown) & set(spec.CHOSEN_BY_AUTO)
+    assert shown["image_size"] == 64
+    assert shown["tta"] is True
+    assert spec.TrainSpec.model_validate_json(asked.model_dump_json()) == asked
+
+
+def test_the_image_size_is_the_architectures_where_none_is_given() -> None:
+    assert spec.TrainSpec(**DATASET).image_size_or(224) == 224
+    assert spec.TrainSpec(**DATASET, image_size=64).image_size_or(224) == 64
+    with pytest.raises(InvalidArgumentError, match=r"start_image_size: got 64, expected ≤ image_size = 32"):
+        spec.TrainSpec(**DATASET, start_image_size=64).image_size_or(32)

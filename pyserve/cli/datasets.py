@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from pyserve.cli.output import (
 )
 from pyserve.cli.progress import upload as upload_with_bar
 from pyserve.client import DEFAULT_ADDRESS
+from pyserve.errors import InvalidArgumentError
 from pyserve.v1 import datasets_pb2
 
 app = typer.Typer(help="Take in, list, describe and remove datasets.", no_args_is_help=True)
@@ -109,11 +111,53 @@ def show(name: Name, address: Address = DEFAULT_ADDRESS, as_json: AsJson = False
 
 
 @app.command()
+def relabel(
+    name: Name,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", help="PATH=CLASS of a picture with a wrong label; repeatable."),
+    ] = None,
+    remove: Annotated[
+        list[str] | None, typer.Option("--remove", help="PATH of a picture to leave out; repeatable.")
+    ] = None,
+    corrections: Annotated[
+        Path | None, typer.Option(help="JSON file of {PATH: CLASS}; null as a class leaves the picture out.")
+    ] = None,
+    new_id: Annotated[str, typer.Option("--id", help="Name part of the new version; default: with -v{n}.")] = "",
+    address: Address = DEFAULT_ADDRESS,
+    as_json: AsJson = False,
+) -> None:
+    """Make a new version of a dataset from corrected labels. The old one stays as it is."""
+    labels, removed = _corrections(label or [], corrections)
+    with connect(address) as client:
+        dataset = client.relabel_dataset(name, labels, removed=[*removed, *(remove or [])], dataset_id=new_id)
+    show_dataset(dataset, as_json)
+
+
+@app.command()
 def delete(name: Name, address: Address = DEFAULT_ADDRESS) -> None:
     """Remove a dataset that no unfinished job uses."""
     with connect(address) as client:
         client.delete_dataset(name)
     note(f"removed {name}")
+
+
+def _corrections(given: list[str], file: Path | None) -> tuple[dict[str, str], list[str]]:
+    """Right labels by path, and the paths of pictures to leave out."""
+    wanted: dict[str, str | None] = {}
+    if file is not None:
+        try:
+            wanted |= json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError) as error:
+            expected = f"a JSON file of {{path: class}} ({error})"
+            raise InvalidArgumentError.field("--corrections", str(file), expected) from None
+    for text in given:
+        path, sign, label = text.rpartition("=")
+        if not (path and sign and label):
+            raise InvalidArgumentError.field("--label", text, "PATH=CLASS")
+        wanted[path] = label
+    labels = {path: label for path, label in wanted.items() if label is not None}
+    return labels, [path for path, label in wanted.items() if label is None]
 
 
 def show_dataset(dataset: datasets_pb2.Dataset, as_json: bool) -> None:
@@ -129,6 +173,8 @@ def show_dataset(dataset: datasets_pb2.Dataset, as_json: bool) -> None:
         "digest": dataset.digest,
         "made": format_time(dataset.create_time),
     }
+    if dataset.HasField("origin"):
+        facts["made from"] = f"{dataset.origin.dataset}, {len(dataset.origin.corrections)} corrections"
     print_facts(facts)
     print_table(("class", "train", "valid"), [(c.name, c.train_count, c.valid_count) for c in dataset.classes])
     if dataset.bad_images:

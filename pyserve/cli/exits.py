@@ -10,7 +10,9 @@ from pyserve.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
+    PermissionDeniedError,
     PyserveError,
+    UnauthenticatedError,
     UnavailableError,
     status_name,
 )
@@ -23,10 +25,13 @@ _CODES: dict[type[PyserveError], int] = {
     FailedPreconditionError: 4,
     AlreadyExistsError: 4,
     UnavailableError: 5,
+    UnauthenticatedError: 6,
+    PermissionDeniedError: 6,
 }
 EXIT_CODES = (
     "Exit codes: 0 done · 1 the job failed or the server had an error · 2 wrong usage or an invalid argument · "
-    "3 not found · 4 not possible in this state, or exists already · 5 server unavailable · 130 Ctrl-C."
+    "3 not found · 4 not possible in this state, or exists already · 5 server unavailable · "
+    "6 no token, or not allowed · 130 Ctrl-C."
 )
 
 

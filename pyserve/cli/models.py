@@ -15,16 +15,22 @@ from pyserve.cli.output import (
     connect,
     format_bytes,
     format_time,
+    note,
     print_facts,
     print_json,
     print_table,
 )
+from pyserve.cli.progress import transfer_bar
 from pyserve.client import DEFAULT_ADDRESS
 from pyserve.errors import InvalidArgumentError
+from pyserve.v1 import models_pb2
 
-app = typer.Typer(help="List and describe trained models.", no_args_is_help=True)
+app = typer.Typer(help="List, load, name, move and remove trained models.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="models/{id} (newest) or models/{id}/versions/{n}", metavar="MODEL")]
+Name = Annotated[
+    str,
+    typer.Argument(help="models/{id} (newest), models/{id}/versions/{n} or models/{id}@{alias}", metavar="MODEL"),
+]
 # Suffixes that are taken from a folder; a file named itself is sent whatever it is called.
 _PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 
@@ -52,17 +58,101 @@ def list_(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
             f"{m.metrics['accuracy']:.2%}" if "accuracy" in m.metrics else "",
             format_bytes(m.size_bytes),
             format_time(m.create_time),
+            ", ".join(m.aliases),
+            "yes" if m.loaded else "",
         )
         for m in models
     ]
-    print_table(("model", "architecture", "classes", "pixels", "accuracy", "size", "made"), rows)
+    columns = ("model", "architecture", "classes", "pixels", "accuracy", "size", "made", "aliases", "loaded")
+    print_table(columns, rows)
 
 
 @app.command()
 def show(name: Name, address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
     """Describe one model: labels, metrics, and where it comes from."""
     with connect(address) as client:
-        model = client.get_model(name)
+        show_model(client.get_model(name), as_json)
+
+
+@app.command()
+def load(name: Name, address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
+    """Bring a model into memory, where it stays until it is unloaded."""
+    with connect(address) as client:
+        answer = client.load_model(name)
+    if as_json:
+        print_json(answer)
+        return
+    note(f"loaded {answer.model.name}: {format_bytes(answer.model_bytes)}{_memory(answer.memory)}")
+
+
+@app.command()
+def unload(name: Name, address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
+    """Take a model out of memory; it predicts again once it is loaded."""
+    with connect(address) as client:
+        answer = client.unload_model(name)
+    if as_json:
+        print_json(answer)
+        return
+    note(f"unloaded {answer.model.name}{_memory(answer.memory)}")
+
+
+@app.command()
+def alias(
+    name: Annotated[str, typer.Argument(help="models/{id}@{alias}", metavar="ALIAS")],
+    version: Annotated[
+        str, typer.Argument(help="The version, by any of its names; none removes the alias.", metavar="MODEL")
+    ] = "",
+    address: Address = DEFAULT_ADDRESS,
+    as_json: AsJson = False,
+) -> None:
+    """Point an alias to a version of its model, or remove it."""
+    with connect(address) as client:
+        model = client.set_alias(name, version)
+    if as_json:
+        print_json(model)
+        return
+    note(f"{name} is {model.name}" if version else f"removed {name}; it was {model.name}")
+
+
+@app.command()
+def delete(name: Name, address: Address = DEFAULT_ADDRESS) -> None:
+    """Remove a version, or models/{id} with all its versions and aliases."""
+    with connect(address) as client:
+        client.delete_model(name)
+    note(f"removed {name}")
+
+
+@app.command()
+def export(
+    name: Name,
+    path: Annotated[Path, typer.Argument(help="Archive file to write; one that is there is replaced.")],
+    address: Address = DEFAULT_ADDRESS,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model into an archive file that `models import` takes."""
+    with connect(address) as client, transfer_bar("server reads the model", "downloads", "checks") as progress:
+        model = client.export_model(name, path, progress=progress)
+    if as_json:
+        print_json(model)
+        return
+    note(f"wrote {model.name} to {path}")
+
+
+@app.command("import")
+def import_(
+    model_id: Annotated[str, typer.Argument(help="Name part of the model, made if new.", metavar="ID")],
+    path: Annotated[Path, typer.Argument(help="Archive file that `models export` wrote.")],
+    address: Address = DEFAULT_ADDRESS,
+    as_json: AsJson = False,
+) -> None:
+    """Make a new version of an archive; it is checked and tried first."""
+    with connect(address) as client, transfer_bar("reads", "uploads", "server tries the model") as progress:
+        model = client.import_model(path, model_id, progress=progress)
+    show_model(model, as_json)
+
+
+def show_model(model: models_pb2.Model, as_json: bool) -> None:
+    """A model on stdout."""
     if as_json:
         print_json(model)
         return
@@ -74,6 +164,8 @@ def show(name: Name, address: Address = DEFAULT_ADDRESS, as_json: AsJson = False
         "parameters": f"{model.parameter_count:,}",
         "size": format_bytes(model.size_bytes),
         "made": format_time(model.create_time),
+        "aliases": ", ".join(model.aliases),
+        "in memory": "yes" if model.loaded else "no",
         **{f"valid {key}": float(value) for key, value in sorted(model.metrics.items())},
         **dict(sorted(model.provenance.items())),
     }
@@ -103,6 +195,11 @@ def predict(
         for rank, score in enumerate(prediction.scores)
     ]
     print_table(("picture", "label", "probability"), rows)
+
+
+def _memory(change: models_pb2.MemoryChange) -> str:
+    before, after = format_bytes(change.before_bytes), format_bytes(change.after_bytes)
+    return f"; the server's memory went from {before} to {after}"
 
 
 def _pictures(given: Path) -> list[Path]:

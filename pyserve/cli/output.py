@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
 from datetime import timezone
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pyserve.client import DEFAULT_ADDRESS, Client
+from pyserve.client.clients import RETRY_S
 from pyserve.v1 import common_pb2
 
 Address = Annotated[
@@ -29,9 +32,23 @@ AsJson = Annotated[
 _PIPE_WIDTH = 200  # columns where no terminal says how many there are: names must not be folded
 
 
-def connect(address: str) -> Client:
-    """A client for a command."""
-    return Client(address or DEFAULT_ADDRESS)
+@dataclass(frozen=True)
+class Credentials:
+    """What the options before the command say of TLS and token; None leaves it to the environment."""
+
+    token: str | None = None
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    tls: bool | None = None
+
+
+credentials: ContextVar[Credentials] = ContextVar("credentials", default=Credentials())  # noqa: B039  frozen
+
+
+def connect(address: str, *, retry_s: float = RETRY_S, **given: Any) -> Client:
+    """A client for a command; what is given wins over the options before it."""
+    return Client(address or DEFAULT_ADDRESS, retry_s=retry_s, **(asdict(credentials.get()) | given))
 
 
 def console(*, stderr: bool = False) -> Console:

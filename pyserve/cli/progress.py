@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,6 +39,8 @@ class JobDisplay:
         kind = event.WhichOneof("event")
         if kind == "state":
             self._state(event.state)
+        elif kind == "phase":
+            self._phase(event.phase)
         elif kind == "step":
             self._step(event.step)
         elif kind == "epoch":
@@ -64,13 +66,27 @@ class JobDisplay:
         if state.state in ENDED and state.state != jobs_pb2.SUCCEEDED:
             self._print(f"{name}: {state.reason}" if state.reason else name, style="red")
 
+    def _phase(self, phase: jobs_pb2.PhaseStarted) -> None:
+        learns = "the head" if phase.frozen else "all layers"
+        self._print(
+            f"phase {phase.phase}/{phase.total_phases}: {phase.name}, {phase.epochs} epochs of {phase.schedule}, "
+            f"lr {phase.learning_rate:.2e}, {learns} learning"
+        )
+        self._points = 0
+
     def _step(self, step: jobs_pb2.StepDone) -> None:
         facts = f"loss {step.loss:.4f}"
         if step.learning_rates:
             facts += f"  lr {step.learning_rates[-1]:.2e}"
         if step.images_per_s:
             facts += f"  {step.images_per_s:.0f} pictures/s"
-        self._progress.update(self._task, completed=step.step, total=step.total_steps or None, facts=facts)
+        self._progress.update(
+            self._task,
+            description=step.phase or "running",
+            completed=step.step,
+            total=step.total_steps or None,
+            facts=facts,
+        )
 
     def _epoch(self, epoch: jobs_pb2.EpochDone) -> None:
         metrics = "  ".join(f"{name} {value:.4f}" for name, value in sorted(epoch.metrics.items()))
@@ -82,7 +98,10 @@ class JobDisplay:
 
 
 def _range_points(job: jobs_pb2.Job) -> int:
-    """Mini-batches that a range test does at most; it ends early where the loss diverges."""
+    """Mini-batches that a range test does at most; it ends early where the loss diverges.
+
+    A training's own ones have the default number.
+    """
     asked = job.find_learning_rate
     fields = FindLearningRateSpec.model_fields
     steps = asked.steps if asked.HasField("steps") else fields["steps"].default
@@ -103,14 +122,24 @@ def job_display(job: jobs_pb2.Job) -> Iterator[JobDisplay]:
         yield JobDisplay(progress, job)
 
 
-def upload(client: Client, path: Path, dataset_id: str, **options: object) -> datasets_pb2.Dataset:
-    """`Client.upload_dataset` with a progress bar."""
+@contextmanager
+def transfer_bar(before: str, during: str, after: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for bytes, gone at the end; gives what takes (bytes done, bytes in all).
+
+    Args:
+        before, during, after: what happens before the first byte, while bytes travel, after the last one.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console(stderr=True), transient=True) as progress:
-        task = progress.add_task("packs", total=None)
+        task = progress.add_task(before, total=None)
 
-        def show(sent: int, total: int) -> None:
-            text = "uploads" if sent < total else "server reads the pictures"
-            progress.update(task, description=text, completed=sent, total=total)
+        def show(done: int, total: int) -> None:
+            progress.update(task, description=during if done < total else after, completed=done, total=total)
 
+        yield show
+
+
+def upload(client: Client, path: Path, dataset_id: str, **options: object) -> datasets_pb2.Dataset:
+    """`Client.upload_dataset` with a progress bar."""
+    with transfer_bar("packs", "uploads", "server reads the pictures") as show:
         return client.upload_dataset(path, dataset_id, progress=show, **options)  # type: ignore[arg-type]

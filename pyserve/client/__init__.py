@@ -17,8 +17,10 @@ Methods return the messages of `pyserve.v1` and raise the exceptions of `pyserve
 
 from __future__ import annotations
 
+from pyserve.client.arrays import as_array
 from pyserve.client.clients import AsyncClient, Client
+from pyserve.client.connection import DEFAULT_ADDRESS
+from pyserve.client.model_calls import StreamedAnswer
 from pyserve.client.status import error_from_status
-from pyserve.client.transport import DEFAULT_ADDRESS
 
-__all__ = ["DEFAULT_ADDRESS", "AsyncClient", "Client", "error_from_status"]
+__all__ = ["DEFAULT_ADDRESS", "AsyncClient", "Client", "StreamedAnswer", "as_array", "error_from_status"]

@@ -45,12 +45,12 @@ def prepared(path: str | Path) -> Iterator[Archive]:
     """
     source = Path(path).expanduser()
     if source.is_file():
-        yield _described(source)
+        yield described(source)
     elif source.is_dir():
         with tempfile.TemporaryDirectory(prefix="pyserve-upload-") as folder:
             packed = Path(folder) / "dataset.zip"
             pack_folder(source, packed)
-            yield _described(packed)
+            yield described(packed)
     else:
         raise InvalidArgumentError.field("path", str(path), "a folder or an archive file that exists")
 
@@ -105,7 +105,8 @@ def _text(name: str) -> str:
     return name
 
 
-def _described(path: Path) -> Archive:
+def described(path: Path) -> Archive:
+    """An archive file with its size and checksum."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:

@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import grpc
+from grpc_health.v1 import health_pb2
 
+from pyserve.client import event_file
 from pyserve.client.backoff import Backoff
-from pyserve.client.pictures import Pictures, predict_requests
-from pyserve.client.requests import dataset_options, enum_number, spec_message
-from pyserve.client.transport import Transport
+from pyserve.client.calls_base import PAGE_SIZE, WORK_TIMEOUT_S, deadline_after, left_until
+from pyserve.client.insight_calls import InsightCalls
+from pyserve.client.model_calls import ModelCalls
+from pyserve.client.requests import dataset_options, spec_message
 from pyserve.client.upload import Progress, send
 from pyserve.errors import CancelledError, DataLossError, UnavailableError
 from pyserve.v1 import (
     common_pb2,
     datasets_pb2,
-    insight_pb2,
     jobs_pb2,
-    models_pb2,
-    predict_pb2,
 )
 
-# Calls that do real work before they answer (scan a folder, evaluate a model) may take this long by default.
-WORK_TIMEOUT_S = 3600.0
-PAGE_SIZE = 1000
-
-Request = TypeVar("Request")
-Response = TypeVar("Response")
-
-LossOrder = Literal["most_incorrect", "most_correct", "most_uncertain", "highest_loss"]
-Part = Literal["train", "valid"]
 BadImages = Literal["leave_out", "refuse"]
 
 
-class Calls:
+class Calls(ModelCalls, InsightCalls):
     """The methods of `Client` and `AsyncClient`. A `timeout_s` is the limit of a whole call, retries included.
 
     Args:
@@ -47,17 +36,6 @@ class Calls:
         retry_s: how long calls are tried again while the server is unavailable.
         reconnect_s: how long a watch or an upload that broke off tries to go on.
     """
-
-    def __init__(self, transport: Transport, *, timeout_s: float, retry_s: float, reconnect_s: float) -> None:
-        self._transport = transport
-        self._stubs = transport.stubs
-        self._timeout_s = timeout_s
-        self._retry_s = retry_s
-        self._reconnect_s = reconnect_s
-
-    async def close(self) -> None:
-        """Close the connection."""
-        await self._transport.close()
 
     # Datasets
 
@@ -91,7 +69,7 @@ class Calls:
         header = datasets_pb2.UploadHeader(
             dataset_id=dataset_id, request_id=request_id or str(uuid.uuid4()), options=options
         )
-        deadline = _deadline(timeout_s)
+        deadline = deadline_after(timeout_s)
         backoff = Backoff(self._transport, self._retry_s, deadline)
         return await send(
             self._transport,
@@ -101,7 +79,7 @@ class Calls:
             reconnect_s=self._reconnect_s,
             resume=bool(request_id),
             progress=progress,
-            timeout_s=lambda: _left(deadline),
+            timeout_s=lambda: left_until(deadline),
         )
 
     async def register_dataset(
@@ -133,6 +111,35 @@ class Calls:
         request = datasets_pb2.ListDatasetsRequest(page_size=PAGE_SIZE)
         pages = self._pages(self._stubs.datasets.List, request, timeout_s)
         return [dataset async for page in pages for dataset in page.datasets]
+
+    async def relabel_dataset(
+        self,
+        name: str,
+        labels: Mapping[str, str],
+        *,
+        removed: Sequence[str] = (),
+        dataset_id: str = "",
+        request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> datasets_pb2.Dataset:
+        """Make a new version of a dataset from corrected labels; the old one stays as it is.
+
+        Args:
+            name: "datasets/{id}" whose labels are corrected.
+            labels: path inside the dataset → right label.
+            removed: paths of pictures that the new version leaves out.
+            dataset_id: name part of the new version; default: the old one's with "-v{n}".
+            request_id: a UUID; made where absent.
+        """
+        corrections = [datasets_pb2.CorrectLabel(path=path, label=label) for path, label in labels.items()]
+        request = datasets_pb2.RelabelRequest(
+            request_id=request_id or str(uuid.uuid4()),
+            name=name,
+            corrections=corrections,
+            removed=removed,
+            dataset_id=dataset_id,
+        )
+        return await self._call(self._stubs.datasets.Relabel, request, timeout_s or WORK_TIMEOUT_S)
 
     async def delete_dataset(self, name: str, *, timeout_s: float | None = None) -> None:
         """Remove a dataset that no unfinished job uses. Not tried again: a second try would not find it."""
@@ -206,7 +213,7 @@ class Calls:
             from_seq: the first number wanted; 0 means from the beginning.
             cancel_on_disconnect: cancel the job when this stream ends before the job does; no reconnecting then.
         """
-        deadline = _deadline(timeout_s)
+        deadline = deadline_after(timeout_s)
         backoff = Backoff(self._transport, self._retry_s, deadline)
         following = max(from_seq, 1)
         while True:
@@ -214,7 +221,7 @@ class Calls:
                 name=name, from_seq=following, cancel_on_disconnect=cancel_on_disconnect
             )
             try:
-                stream = self._transport.stream(self._stubs.jobs.Watch, request, _left(deadline))
+                stream = self._transport.stream(self._stubs.jobs.Watch, request, left_until(deadline))
                 async with aclosing(stream) as events:
                     async for event in events:
                         if event.seq < following:
@@ -262,126 +269,43 @@ class Calls:
         request = jobs_pb2.ResumeJobRequest(name=name)
         return await self._call(self._stubs.jobs.Resume, request, timeout_s, repeatable=False)
 
+    async def delete_job(self, name: str, *, timeout_s: float | None = None) -> None:
+        """Remove a job that has ended, with its log and files. Not tried again: a second try would not find it."""
+        request = jobs_pb2.DeleteJobRequest(name=name)
+        await self._call(self._stubs.jobs.Delete, request, timeout_s, repeatable=False)
+
+    async def tensorboard(
+        self, name: str, folder: str | Path, *, follow: bool = False, timeout_s: float | None = None
+    ) -> Path:
+        """Write the job's log as an event file below `folder`, for `tensorboard --logdir folder`.
+
+        Args:
+            name: "jobs/{id}".
+            folder: made if missing; the job gets a sub-folder, and its file is written anew by each call.
+            follow: go on writing until the job has ended.
+
+        Returns:
+            The file.
+        """
+        path = Path(folder, name.rpartition("/")[2], "events.out.tfevents.pyserve")
+        request = jobs_pb2.TensorBoardRequest(name=name, follow=follow)
+        stream = self._transport.stream(self._stubs.jobs.TensorBoard, request, timeout_s)
+        await event_file.save(self._transport, stream, path)
+        return path
+
     async def get_artifact(self, job: str, artifact: str, *, timeout_s: float | None = None) -> common_pb2.Figure:
-        """A file that the job made, such as ("jobs/{id}", "curves.png")."""
+        """A file that the job made, such as ("jobs/{id}", "training_curves.png")."""
         request = jobs_pb2.GetArtifactRequest(name=f"{job}/artifacts/{artifact}")
         return await self._call(self._stubs.jobs.GetArtifact, request, timeout_s)
 
-    # Prediction and models
+    # The server
 
-    async def predict(
-        self,
-        model: str,
-        images: Pictures,
-        *,
-        top_k: int | None = None,
-        tta: bool = False,
-        timeout_s: float | None = None,
-    ) -> predict_pb2.PredictResponse:
-        """Probabilities of the most likely classes for each picture, in the order of the pictures.
-
-        Many pictures go out in several calls, all answered by the same model version.
+    async def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
+        """Whether the server, or one of its services, takes calls: "SERVING" or "NOT_SERVING". Needs no token.
 
         Args:
-            model: "models/{id}" (its newest version) or "models/{id}/versions/{n}".
-            images: a path or the bytes of an encoded picture, several of them, or an array [N, H, W, 3] of
-                pictures of the model's image size, uint8 (0…255) or float32 (0…1).
-            top_k: how many classes for each picture; the server's default is 5.
-            tta: test-time augmentation.
+            service: such as "pyserve.v1.Predict"; "" means the whole server.
         """
-        deadline = _deadline(timeout_s or WORK_TIMEOUT_S)
-        answer = predict_pb2.PredictResponse(model=model)
-        for request in predict_requests(model, images, top_k, tta):
-            request.model = answer.model
-            part = await self._call(self._stubs.predict.Predict, request, _left(deadline))
-            answer.model = part.model
-            answer.predictions.extend(part.predictions)
-        return answer
-
-    async def get_model(self, name: str, *, timeout_s: float | None = None) -> models_pb2.Model:
-        """One model version: "models/{id}" (its newest) or "models/{id}/versions/{n}"."""
-        return await self._call(self._stubs.models.Get, models_pb2.GetModelRequest(name=name), timeout_s)
-
-    async def list_models(self, *, timeout_s: float | None = None) -> list[models_pb2.Model]:
-        """All model versions, newest first."""
-        request = models_pb2.ListModelsRequest(page_size=PAGE_SIZE)
-        pages = self._pages(self._stubs.models.List, request, timeout_s)
-        return [model async for page in pages for model in page.models]
-
-    # Insight
-
-    async def top_losses(
-        self,
-        model: str,
-        *,
-        dataset: str = "",
-        part: Part = "valid",
-        order: LossOrder = "most_incorrect",
-        count: int | None = None,
-        timeout_s: float | None = None,
-    ) -> insight_pb2.TopLossesResponse:
-        """The pictures on which the model is most wrong, most right or least sure, and a gallery of them.
-
-        Args:
-            model: "models/{id}" or "models/{id}/versions/{n}".
-            dataset: "datasets/{id}"; "" means the one it was trained on.
-            count: how many; the server's default is 9.
-        """
-        request = insight_pb2.TopLossesRequest(
-            model=model,
-            dataset=dataset,
-            part=enum_number(common_pb2.Part, f"part_{part}", "part"),
-            order=enum_number(insight_pb2.LossOrder, order, "order"),
-            count=count,
-        )
-        return await self._call(self._stubs.insight.TopLosses, request, timeout_s or WORK_TIMEOUT_S)
-
-    async def confusion_matrix(
-        self, model: str, *, dataset: str = "", part: Part = "valid", timeout_s: float | None = None
-    ) -> insight_pb2.ConfusionMatrixResponse:
-        """Which class is taken for which; arguments as for `top_losses`."""
-        number = enum_number(common_pb2.Part, f"part_{part}", "part")
-        request = insight_pb2.ConfusionMatrixRequest(model=model, dataset=dataset, part=number)
-        return await self._call(self._stubs.insight.ConfusionMatrix, request, timeout_s or WORK_TIMEOUT_S)
-
-    async def kernels(self, *, timeout_s: float | None = None) -> insight_pb2.KernelsResponse:
-        """Which kernel variants run on the server, how often each ran, and what fell back to ATen and why."""
-        return await self._call(self._stubs.insight.Kernels, insight_pb2.KernelsRequest(), timeout_s)
-
-    async def _pages(
-        self, method: grpc.UnaryUnaryMultiCallable[Any, Any], request: Any, timeout_s: float | None
-    ) -> AsyncGenerator[Any, None]:
-        """All pages of a List call."""
-        while True:
-            page = await self._call(method, request, timeout_s)
-            yield page
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
-
-    async def _call(
-        self,
-        method: grpc.UnaryUnaryMultiCallable[Request, Response],
-        request: Request,
-        timeout_s: float | None,
-        *,
-        repeatable: bool = True,
-    ) -> Response:
-        """One call, tried again while the server is unavailable where a second try does no harm."""
-        deadline = _deadline(self._timeout_s if timeout_s is None else timeout_s)
-        backoff = Backoff(self._transport, self._retry_s, deadline)
-        while True:
-            try:
-                return await self._transport.unary(method, request, _left(deadline))
-            except UnavailableError as error:
-                if not repeatable:
-                    raise
-                await backoff.pause(error)
-
-
-def _deadline(timeout_s: float | None) -> float | None:
-    return None if timeout_s is None else time.monotonic() + timeout_s
-
-
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
+        request = health_pb2.HealthCheckRequest(service=service)
+        answer = await self._call(self._stubs.health.Check, request, timeout_s, repeatable=False)
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from functools import wraps
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pyserve.client.calls import Calls
-from pyserve.client.transport import DEFAULT_ADDRESS, AioTransport, BlockingTransport
+from pyserve.client.connection import Connection
+from pyserve.client.transport import AioTransport, BlockingTransport
 
 TIMEOUT_S = 30.0
 RETRY_S = 3.0
@@ -22,7 +24,17 @@ class AsyncClient(Calls):
     """A client for asyncio; to be made and used on one event loop, best with `async with`.
 
     Args:
-        address: "host:port" of the server.
+        address: "host:port" of the server. This and the next six come from the environment where they are None:
+            PYSERVE_ADDRESS, PYSERVE_TOKEN, PYSERVE_CA, PYSERVE_CERT, PYSERVE_KEY, PYSERVE_TLS (1 or 0),
+            PYSERVE_SERVER_NAME.
+        token: says who calls, where the server asks for tokens.
+        ca: PEM file of the authorities that may vouch for the server, which turns TLS on.
+        cert: PEM file of the client's own certificate chain, where the server asks for one (mutual TLS).
+        key: PEM file of its private key.
+        tls: True turns TLS on with the system's authorities.
+        server_name: the name that the server's certificate must have, where it is not the address's.
+        insecure: let the token travel unencrypted beyond loopback, where something else encrypts (a service mesh).
+        service_config: gRPC's own, with load balancing, a `retryPolicy` or client-side health checking.
         timeout_s: limit of calls that answer at once; each call takes a `timeout_s` of its own as well.
         retry_s: how long calls are tried again while the server is unavailable.
         reconnect_s: how long a watch or an upload that broke off tries to go on.
@@ -30,13 +42,32 @@ class AsyncClient(Calls):
 
     def __init__(
         self,
-        address: str = DEFAULT_ADDRESS,
+        address: str | None = None,
         *,
+        token: str | None = None,
+        ca: str | Path | None = None,
+        cert: str | Path | None = None,
+        key: str | Path | None = None,
+        tls: bool | None = None,
+        server_name: str | None = None,
+        insecure: bool = False,
+        service_config: Mapping[str, Any] | None = None,
         timeout_s: float = TIMEOUT_S,
         retry_s: float = RETRY_S,
         reconnect_s: float = RECONNECT_S,
     ) -> None:
-        transport = AioTransport(address)
+        connection = Connection.of(
+            address,
+            token=token,
+            ca=ca,
+            cert=cert,
+            key=key,
+            tls=tls,
+            server_name=server_name,
+            insecure=insecure,
+            service_config=service_config,
+        )
+        transport = AioTransport(connection)
         super().__init__(transport, timeout_s=timeout_s, retry_s=retry_s, reconnect_s=reconnect_s)
 
     async def __aenter__(self) -> AsyncClient:
@@ -94,7 +125,17 @@ class Client:
     """A blocking client; its methods may be called from several threads. Best used with `with`.
 
     Args:
-        address: "host:port" of the server.
+        address: "host:port" of the server. This and the next six come from the environment where they are None:
+            PYSERVE_ADDRESS, PYSERVE_TOKEN, PYSERVE_CA, PYSERVE_CERT, PYSERVE_KEY, PYSERVE_TLS (1 or 0),
+            PYSERVE_SERVER_NAME.
+        token: says who calls, where the server asks for tokens.
+        ca: PEM file of the authorities that may vouch for the server, which turns TLS on.
+        cert: PEM file of the client's own certificate chain, where the server asks for one (mutual TLS).
+        key: PEM file of its private key.
+        tls: True turns TLS on with the system's authorities.
+        server_name: the name that the server's certificate must have, where it is not the address's.
+        insecure: let the token travel unencrypted beyond loopback, where something else encrypts (a service mesh).
+        service_config: gRPC's own, with load balancing, a `retryPolicy` or client-side health checking.
         timeout_s: limit of calls that answer at once; each call takes a `timeout_s` of its own as well.
         retry_s: how long calls are tried again while the server is unavailable.
         reconnect_s: how long a watch or an upload that broke off tries to go on.
@@ -102,13 +143,32 @@ class Client:
 
     def __init__(
         self,
-        address: str = DEFAULT_ADDRESS,
+        address: str | None = None,
         *,
+        token: str | None = None,
+        ca: str | Path | None = None,
+        cert: str | Path | None = None,
+        key: str | Path | None = None,
+        tls: bool | None = None,
+        server_name: str | None = None,
+        insecure: bool = False,
+        service_config: Mapping[str, Any] | None = None,
         timeout_s: float = TIMEOUT_S,
         retry_s: float = RETRY_S,
         reconnect_s: float = RECONNECT_S,
     ) -> None:
-        transport = BlockingTransport(address)
+        connection = Connection.of(
+            address,
+            token=token,
+            ca=ca,
+            cert=cert,
+            key=key,
+            tls=tls,
+            server_name=server_name,
+            insecure=insecure,
+            service_config=service_config,
+        )
+        transport = BlockingTransport(connection)
         self.calls = Calls(transport, timeout_s=timeout_s, retry_s=retry_s, reconnect_s=reconnect_s)
 
     def __enter__(self) -> Client:
@@ -125,6 +185,7 @@ class Client:
     register_dataset = _blocking(Calls.register_dataset)
     get_dataset = _blocking(Calls.get_dataset)
     list_datasets = _blocking(Calls.list_datasets)
+    relabel_dataset = _blocking(Calls.relabel_dataset)
     delete_dataset = _blocking(Calls.delete_dataset)
 
     train = _blocking(Calls.train)
@@ -135,12 +196,37 @@ class Client:
     wait = _blocking(Calls.wait)
     cancel_job = _blocking(Calls.cancel_job)
     resume_job = _blocking(Calls.resume_job)
+    delete_job = _blocking(Calls.delete_job)
     get_artifact = _blocking(Calls.get_artifact)
+    tensorboard = _blocking(Calls.tensorboard)
 
     predict = _blocking(Calls.predict)
+    predict_stream = _iterating(Calls.predict_stream)
     get_model = _blocking(Calls.get_model)
     list_models = _blocking(Calls.list_models)
+    load_model = _blocking(Calls.load_model)
+    unload_model = _blocking(Calls.unload_model)
+    set_alias = _blocking(Calls.set_alias)
+    delete_model = _blocking(Calls.delete_model)
+    export_model = _blocking(Calls.export_model)
+    import_model = _blocking(Calls.import_model)
 
     top_losses = _blocking(Calls.top_losses)
     confusion_matrix = _blocking(Calls.confusion_matrix)
+    compare_models = _blocking(Calls.compare_models)
+    calibration = _blocking(Calls.calibration)
+    calibrate = _blocking(Calls.calibrate)
+    label_issues = _blocking(Calls.label_issues)
+    duplicates = _blocking(Calls.duplicates)
+    layers = _blocking(Calls.layers)
+    filters = _blocking(Calls.filters)
+    feature_maps = _blocking(Calls.feature_maps)
+    top_patches = _blocking(Calls.top_patches)
+    evolution = _blocking(Calls.evolution)
+    explain = _blocking(Calls.explain)
+    apply_kernel = _blocking(Calls.apply_kernel)
+    approximate = _blocking(Calls.approximate)
+    report = _blocking(Calls.report)
     kernels = _blocking(Calls.kernels)
+
+    health = _blocking(Calls.health)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pyserve.client.transport import MAX_MESSAGE_BYTES
-from pyserve.errors import InvalidArgumentError
+from pyserve.client.connection import MAX_MESSAGE_BYTES
+from pyserve.errors import FieldViolation, InvalidArgumentError
 from pyserve.v1 import predict_pb2
 
 if TYPE_CHECKING:
@@ -18,13 +19,15 @@ BATCH_IMAGES = 64
 # Leaves room for the other fields; a single picture may still fill a message.
 BATCH_BYTES = MAX_MESSAGE_BYTES // 2
 _DTYPES = ("uint8", "float32")
+_EXPECTED = "a path, bytes, or one array for all pictures"
+_SERVER_FIELD = re.compile(r"images\.data\[(\d+)\]")
 
 Picture: TypeAlias = str | Path | bytes
 Pictures: TypeAlias = "Picture | Sequence[Picture] | npt.NDArray[np.uint8] | npt.NDArray[np.float32]"
 
 
 def predict_requests(
-    model: str, images: Pictures, top_k: int | None, tta: bool
+    model: str, images: Pictures, top_k: int | None, tta: bool, priority: int | None = None
 ) -> Iterator[predict_pb2.PredictRequest]:
     """One request for each batch of at most `BATCH_IMAGES` pictures and `BATCH_BYTES`, at least one.
 
@@ -32,7 +35,46 @@ def predict_requests(
         InvalidArgumentError: for an array of another shape or type, or a file that cannot be read.
     """
     for batch in _tensors(images) if hasattr(images, "dtype") else _encoded(images):
-        yield predict_pb2.PredictRequest(model=model, top_k=top_k, tta=tta, **batch)
+        yield predict_pb2.PredictRequest(model=model, top_k=top_k, tta=tta, priority=priority, **batch)
+
+
+def stream_requests(
+    model: str, images: Iterable[Picture], top_k: int | None, tta: bool, priority: int | None
+) -> Iterator[predict_pb2.PredictStreamRequest]:
+    """One request for each picture, its position as its id.
+
+    Raises:
+        InvalidArgumentError: for a file that cannot be read.
+    """
+    for index, item in enumerate(images):
+        request = predict_pb2.PredictRequest(model=model, top_k=top_k, tta=tta, priority=priority)
+        request.images.data.append(picture_bytes(item, f"images[{index}]", _EXPECTED))
+        yield predict_pb2.PredictStreamRequest(id=str(index), request=request)
+
+
+def for_caller(error: InvalidArgumentError, images: Pictures, done: int) -> InvalidArgumentError:
+    """The server's error about pictures of one request, in terms of what the caller gave.
+
+    Args:
+        images: all pictures.
+        done: how many of them went out in the requests before.
+    """
+    items = [images] if isinstance(images, str | Path | bytes) else images
+
+    def index(field: str) -> int | None:
+        match = _SERVER_FIELD.fullmatch(field)
+        return done + int(match[1]) if match else None
+
+    def name(i: int) -> str:
+        return str(items[i]) if isinstance(items[i], str | Path) else f"images[{i}]"
+
+    told = [(index(violation.field), violation) for violation in error.fields]
+    if hasattr(images, "dtype") or not told or any(i is None or i >= len(items) for i, _ in told):
+        return error
+    named = [(i, violation) for i, violation in told if i is not None]
+    message = "; ".join(f"{name(i)}: {violation.description}" for i, violation in named)
+    fields = tuple(FieldViolation(f"images[{i}]", violation.description) for i, violation in named)
+    return InvalidArgumentError(message, fields=fields, metadata=error.metadata)
 
 
 def _encoded(images: Any) -> Iterator[dict[str, Any]]:
@@ -41,7 +83,7 @@ def _encoded(images: Any) -> Iterator[dict[str, Any]]:
     size = 0
     sent = False
     for i, item in enumerate(items):
-        data = _bytes(item, i)
+        data = picture_bytes(item, f"images[{i}]", _EXPECTED)
         if batch and (len(batch) == BATCH_IMAGES or size + len(data) > BATCH_BYTES):
             yield {"images": predict_pb2.EncodedImages(data=batch)}
             batch, size, sent = [], 0, True
@@ -51,18 +93,20 @@ def _encoded(images: Any) -> Iterator[dict[str, Any]]:
         yield {"images": predict_pb2.EncodedImages(data=batch)}
 
 
-def _bytes(item: object, index: int) -> bytes:
-    field = f"images[{index}]"
+def picture_bytes(item: object, field: str, expected: str = "a path or bytes") -> bytes:
+    """An encoded picture of one file or of bytes.
+
+    Raises:
+        InvalidArgumentError: the file cannot be read, or it is something else, or too large for a message.
+    """
     if isinstance(item, str | Path):
         try:
             item = Path(item).expanduser().read_bytes()
         except OSError as error:
-            expected = f"a readable picture file ({(error.strerror or str(error)).lower()})"
-            raise InvalidArgumentError.field(field, str(item), expected) from None
+            problem = f"a readable picture file ({(error.strerror or str(error)).lower()})"
+            raise InvalidArgumentError.field(field, str(item), problem) from None
     if not isinstance(item, bytes):
-        raise InvalidArgumentError.field(
-            field, type(item).__name__, "a path, bytes, or one array for all pictures"
-        )
+        raise InvalidArgumentError.field(field, type(item).__name__, expected)
     if len(item) >= MAX_MESSAGE_BYTES - 1024:
         raise InvalidArgumentError.field(field, f"{len(item)} bytes", f"less than {MAX_MESSAGE_BYTES} bytes")
     return item

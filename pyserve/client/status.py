@@ -9,6 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from pyserve.errors import (
     DeadlineExceededError,
+    FailedPreconditionError,
     FieldViolation,
     PyserveError,
     UnavailableError,
@@ -53,12 +54,29 @@ def error_from_rpc(error: grpc.RpcError, address: str, timeout_s: float | None) 
     # Without details the status is gRPC's own: the server was not reached or said nothing of its own.
     metadata = {"cause": text}
     if code is grpc.StatusCode.UNAVAILABLE:
-        return UnavailableError(
-            f"no pyserve server answers at {address}; start one with `pyserve serve`, or name another address "
-            "(--address, PYSERVE_ADDRESS)",
-            metadata=metadata,
-        )
+        return _unreachable(text, address)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         limit = "in time" if timeout_s is None else f"within {timeout_s:.3g} s"
         return DeadlineExceededError(f"no answer from {address} {limit}", metadata=metadata)
     return error_class(code.name)(f"{address} answers {code.name}: {text}", metadata=metadata)
+
+
+def _unreachable(cause: str, address: str) -> PyserveError:
+    """No connection: nobody is there, or somebody with whom no TLS connection comes about."""
+    metadata = {"cause": cause}
+    if "CERTIFICATE_VERIFY_FAILED" in cause or "Hostname Verification" in cause:
+        return FailedPreconditionError(
+            f"the certificate of {address} is not one to trust here: name its authority (ca, --ca, PYSERVE_CA), "
+            "and address the server by a name in its certificate (or server_name, PYSERVE_SERVER_NAME)",
+            metadata=metadata,
+        )
+    if "WRONG_VERSION_NUMBER" in cause:
+        return FailedPreconditionError(
+            f"{address} does not speak TLS: leave ca, cert and tls out (--ca, PYSERVE_CA, …)", metadata=metadata
+        )
+    hint = "" if "refused" in cause else "; one with TLS wants --ca, and perhaps --cert and --key"
+    return UnavailableError(
+        f"no pyserve server answers at {address}; start one with `pyserve serve`, or name another address "
+        f"(--address, PYSERVE_ADDRESS){hint}",
+        metadata=metadata,
+    )

@@ -8,16 +8,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import grpc
+from grpc_health.v1 import health_pb2_grpc
 
+from pyserve.client.connection import Connection
 from pyserve.client.status import error_from_rpc
-from pyserve.errors import InvalidArgumentError, UnavailableError
+from pyserve.errors import UnavailableError
 from pyserve.v1 import datasets_pb2_grpc, insight_pb2_grpc, jobs_pb2_grpc, models_pb2_grpc, predict_pb2_grpc
-
-DEFAULT_ADDRESS = "127.0.0.1:50051"
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 # What grpc.aio says where it was sending at the moment the server ended the call; the server's own status is then
 # lost (grpcio 1.85). An upload that is tried again gets it.
@@ -38,6 +38,7 @@ class Stubs:
         self.predict = predict_pb2_grpc.PredictStub(channel)
         self.models = models_pb2_grpc.ModelsStub(channel)
         self.insight = insight_pb2_grpc.InsightStub(channel)
+        self.health = health_pb2_grpc.HealthStub(channel)
 
 
 class Transport(Protocol):
@@ -70,6 +71,14 @@ class Transport(Protocol):
     ) -> AsyncGenerator[Response, None]:
         """One request, many responses; closing the generator ends the call."""
 
+    def exchange(
+        self,
+        method: grpc.StreamStreamMultiCallable[Request, Response],
+        requests: Iterator[Request],
+        timeout_s: float | None,
+    ) -> AsyncGenerator[Response, None]:
+        """Many requests, made as they are sent, many responses; closing the generator ends the call."""
+
     async def sleep(self, seconds: float) -> None:
         """Wait."""
 
@@ -80,32 +89,13 @@ class Transport(Protocol):
         """Close the channel."""
 
 
-def channel_options(address: str) -> list[tuple[str, Any]]:
-    """Message limits, quick reconnects, and no HTTP proxy between a client and a server on one machine."""
-    if not address.strip():
-        raise InvalidArgumentError.field("address", address, "host:port")
-    options: list[tuple[str, Any]] = [
-        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.max_reconnect_backoff_ms", 2000),
-        ("grpc.use_local_subchannel_pool", 1),
-        # A connection that died without a word is noticed; gRPC servers allow a ping every five minutes.
-        ("grpc.keepalive_time_ms", 330_000),
-        ("grpc.http2.max_pings_without_data", 0),
-    ]
-    if address.startswith(("localhost:", "127.", "[::1]", "unix:")):
-        options.append(("grpc.enable_http_proxy", 0))
-    return options
-
-
 class BlockingTransport:
     """Over grpc. Its coroutines block and never suspend; methods may be called from several threads."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._channel = grpc.insecure_channel(address, options=channel_options(address))
-        self.stubs = Stubs(self._channel)
+    def __init__(self, connection: Connection) -> None:
+        self.address = connection.address
+        self._channel = connection.open()
+        self.stubs = Stubs(connection.bearing(self._channel))
 
     async def unary(
         self,
@@ -138,7 +128,22 @@ class BlockingTransport:
         timeout_s: float | None,
     ) -> AsyncGenerator[Response, None]:
         """One request, many responses."""
-        call: Any = method(request, timeout=timeout_s)
+        async with aclosing(self._responses(method(request, timeout=timeout_s), timeout_s)) as responses:
+            async for response in responses:
+                yield response
+
+    async def exchange(
+        self,
+        method: grpc.StreamStreamMultiCallable[Request, Response],
+        requests: Iterator[Request],
+        timeout_s: float | None,
+    ) -> AsyncGenerator[Response, None]:
+        """Many requests, made in a thread of gRPC's as they are sent, many responses."""
+        async with aclosing(self._responses(method(requests, timeout=timeout_s), timeout_s)) as responses:
+            async for response in responses:
+                yield response
+
+    async def _responses(self, call: Any, timeout_s: float | None) -> AsyncGenerator[Any, None]:
         try:
             for response in call:
                 yield response
@@ -163,10 +168,10 @@ class BlockingTransport:
 class AioTransport:
     """Over grpc.aio, on the event loop that runs when it is made."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._channel = grpc.aio.insecure_channel(address, options=channel_options(address))
-        self.stubs = Stubs(self._channel)  # type: ignore[arg-type]  # the generated stubs take either channel
+    def __init__(self, connection: Connection) -> None:
+        self.address = connection.address
+        self._channel = connection.open_aio()
+        self.stubs = Stubs(connection.bearing(self._channel))
 
     async def unary(
         self,
@@ -200,7 +205,23 @@ class AioTransport:
         timeout_s: float | None,
     ) -> AsyncGenerator[Response, None]:
         """One request, many responses."""
-        call: Any = method(request, timeout=timeout_s)
+        async with aclosing(self._responses(method(request, timeout=timeout_s), timeout_s)) as responses:
+            async for response in responses:
+                yield response
+
+    async def exchange(
+        self,
+        method: grpc.StreamStreamMultiCallable[Request, Response],
+        requests: Iterator[Request],
+        timeout_s: float | None,
+    ) -> AsyncGenerator[Response, None]:
+        """Many requests, read in a thread as they are sent, many responses."""
+        call: Any = method(_in_thread(requests), timeout=timeout_s)  # type: ignore[arg-type]
+        async with aclosing(self._responses(call, timeout_s)) as responses:
+            async for response in responses:
+                yield response
+
+    async def _responses(self, call: Any, timeout_s: float | None) -> AsyncGenerator[Any, None]:
         try:
             async for response in call:
                 yield response

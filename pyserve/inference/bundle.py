@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -31,11 +32,12 @@ from pyserve.inference.description import (
     Preprocessing,
     read_description,
 )
-from pyserve.kernels.fuse import fuse
+from pyserve.kernels.fuse import FusedModel, fuse
 
 # Largest difference of a logit from the golden one, relative to the largest logit (or to 1 where that is smaller).
-# Folding BatchNorm and another order of additions stay within 1e-4; a wrong weight or a wrong kernel does not.
-GOLDEN_TOLERANCE = 1e-3
+# In float32 folding BatchNorm and another order of additions stay within 1e-4, in bfloat16 rounding stays within
+# 1e-2; a wrong weight or a wrong kernel does not.
+GOLDEN_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 _HASH_CHUNK_BYTES = 1 << 20
 
 
@@ -43,26 +45,46 @@ _HASH_CHUNK_BYTES = 1 << 20
 class Bundle:
     """A loaded model, ready to serve.
 
-    `model` is the fused inference form in evaluation mode on `device`: normalised float32 [N, 3, S, S] to logits
-    [N, classes].
+    `model` is the fused inference form in evaluation mode on `device`: normalised [N, 3, S, S] of `dtype` to
+    logits [N, classes].
     """
 
     name: str
-    model: nn.Module
+    model: FusedModel
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     description: Description
     device: torch.device
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the model takes on its device at present, weights packed for the kernels included, bytes."""
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(self.model)}
+        return sum(storages.values()) + self.model.packed_bytes
+
+    @cached_property
+    def _channels(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and std on the device: nothing may be copied there while a CUDA graph is recorded."""
+        mean, std = (
+            torch.tensor(v, device=self.device) for v in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        return mean.view(3, 1, 1), std.view(3, 1, 1)
 
     def prepare(self, batch: torch.Tensor) -> torch.Tensor:
-        """uint8 [N, 3, presize, presize] as the network's input on its device, as validation in training does it."""
+        """uint8 [N, 3, presize, presize] as the network's input on its device, as validation does it."""
         view = evaluation_view(batch.to(self.device), self.preprocessing.image_size)
         return self.normalize(view)
 
     def normalize(self, view: torch.Tensor) -> torch.Tensor:
-        """float [N, 3, S, S] in 0…1 as the network's input on its device, channels-last."""
-        values = normalize(view.to(self.device), self.preprocessing.mean, self.preprocessing.std)
-        return values.contiguous(memory_format=torch.channels_last)
+        """float [N, 3, S, S] in 0…1 as the network's input on its device, channels-last; as training does it."""
+        mean, std = self._channels
+        values = (view.to(self.device) - mean) / std
+        return values.to(self.dtype, memory_format=torch.channels_last)
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Softmax of logits [N, classes] divided by the bundle's temperature, float32."""
+        return (logits.float() / self.description.temperature).softmax(dim=1)
 
 
 def save_bundle(
@@ -119,11 +141,14 @@ def save_bundle(
     return description
 
 
-def load_bundle(folder: Path, device: torch.device | str = "cpu", *, name: str = "") -> Bundle:
+def load_bundle(
+    folder: Path, device: torch.device | str = "cpu", *, name: str = "", dtype: torch.dtype = torch.float32
+) -> Bundle:
     """Load a bundle, check every file against its checksum, and replay the golden pictures.
 
     Args:
         name: what errors call the model, by default the folder's name.
+        dtype: what the network computes in: float32, or bfloat16.
 
     Raises:
         DataLossError: a file is missing or damaged, or the model no longer gives the golden answers.
@@ -135,21 +160,33 @@ def load_bundle(folder: Path, device: torch.device | str = "cpu", *, name: str =
         _check_file(folder / file, record, name)
     model = _build(folder, description, name)
     target = torch.device(device)
-    fused = fuse(model, inference=True).to(target, memory_format=torch.channels_last).eval().requires_grad_(False)
-    bundle = Bundle(name, fused, description.labels, description.preprocessing, description, target)
+    fused = fuse(model, inference=True).to(target, dtype)
+    bundle = Bundle(name, fused, description.labels, description.preprocessing, description, target, dtype)
     _replay(bundle, _load_tensors(folder / GOLDEN_FILE, name))
     return bundle
+
+
+def load_plain(folder: Path, *, name: str = "") -> tuple[nn.Module, Description]:
+    """The plain model of a bundle, float32 on the CPU in evaluation mode: to be looked into, not to serve.
+
+    Raises:
+        DataLossError, FailedPreconditionError: as `load_bundle`; golden pictures are not replayed.
+    """
+    name = name or folder.name
+    description = read_description(folder, name)
+    _check_file(folder / WEIGHTS_FILE, description.files[WEIGHTS_FILE], name)
+    return _build(folder, description, name), description
 
 
 def _build(folder: Path, description: Description, name: str) -> nn.Module:
     state = _load_tensors(folder / WEIGHTS_FILE, name)
     try:
-        with torch.random.fork_rng(devices=[]):  # its random first weights are nobody's business
+        with torch.device("meta"):  # no first weights, which would only be written over
             model = models.create_model(description.architecture, len(description.labels))
     except InvalidArgumentError as error:
         raise FailedPreconditionError(f"{name}: {error.message}") from error
     try:
-        model.load_state_dict(state, strict=True)
+        model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:  # names the keys that are missing, unexpected or of another shape
         reason = " ".join(str(error).split())[:300]
         raise DataLossError(f"{name}: {WEIGHTS_FILE} does not fit {description.architecture}: {reason}") from error
@@ -187,11 +224,17 @@ def _replay(bundle: Bundle, golden: Mapping[str, torch.Tensor]) -> None:
     logits = bundle.model(bundle.prepare(inputs)).float().cpu()
     scale = max(float(expected.abs().max()), 1.0)
     difference = float((logits - expected).abs().max()) / scale
-    if not difference <= GOLDEN_TOLERANCE:  # also where it is NaN
+    tolerance = GOLDEN_TOLERANCE[bundle.dtype]
+    if not difference <= tolerance:  # also where it is NaN
         raise DataLossError(
-            f"{bundle.name}: answers to its golden pictures differ by {difference:.2g} of the largest, expected at "
-            f"most {GOLDEN_TOLERANCE:g}: the weights are damaged, or the kernels compute something else here"
+            f"{bundle.name}: answers to its golden pictures differ by {difference:.2g} of the largest, expected "
+            f"at most {tolerance:g}: the weights are damaged, or the kernels compute something else here"
         )
+
+
+def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
 
 
 def _load_tensors(path: Path, name: str) -> dict[str, torch.Tensor]:

@@ -14,12 +14,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pyserve.data.staging import link_files
 from pyserve.errors import DataLossError, FailedPreconditionError
 
 DESCRIPTION_FILE = "bundle.json"
 WEIGHTS_FILE = "model.safetensors"
 GOLDEN_FILE = "golden.safetensors"
-FORMAT_VERSION = 1
+# 1: without a temperature, which then is 1. 2: with one.
+FORMAT_VERSION = 2
+READ_VERSIONS = range(1, FORMAT_VERSION + 1)
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Channels = tuple[Finite, Finite, Finite]
@@ -72,6 +75,7 @@ class Description(_Strict):
     preprocessing: Preprocessing
     metrics: dict[str, float] = {}
     provenance: dict[str, str] = {}
+    temperature: Finite = Field(default=1.0, gt=0)  # logits are divided by it before the softmax
     parameter_count: int = Field(ge=0)
     create_time: Finite = Field(ge=0)  # seconds since the epoch
     files: dict[str, FileRecord]
@@ -116,9 +120,20 @@ def read_description(folder: Path, name: str) -> Description:
         _refuse_later_format(text, name)
         faults = "; ".join(_fault(e) for e in error.errors()[:3])
         raise DataLossError(f"{name}: {DESCRIPTION_FILE} is damaged: {faults}") from error
-    if description.format_version != FORMAT_VERSION:
-        _refuse_later_format(text, name)
+    _refuse_later_format(text, name)
     return description
+
+
+def derive_bundle(source: Path, folder: Path, description: Description) -> None:
+    """Write a bundle with the files of another one and a description of its own; nothing is copied on one disk.
+
+    Args:
+        source: the bundle whose files are taken.
+        folder: an existing, empty folder (see `ModelStore.add`).
+        description: its `files` are those of `source`.
+    """
+    link_files(source, folder, description.files)
+    (folder / DESCRIPTION_FILE).write_text(description.model_dump_json(indent=1), encoding="utf-8")
 
 
 def _fault(error: Any) -> str:
@@ -135,7 +150,8 @@ def _refuse_later_format(text: bytes, name: str) -> None:
         version = _Version.model_validate_json(text).format_version
     except ValidationError:
         return  # not even that: the caller says what is damaged
-    if version != FORMAT_VERSION:
+    if version not in READ_VERSIONS:
         raise FailedPreconditionError(
-            f"{name}: {DESCRIPTION_FILE} has format version {version}, this pyserve reads {FORMAT_VERSION}; update it"
+            f"{name}: {DESCRIPTION_FILE} has format version {version}, this pyserve reads "
+            f"{READ_VERSIONS[0]} to {READ_VERSIONS[-1]}: update it"
         )

@@ -1,36 +1,31 @@
-"""Answers of a loaded model: encoded pictures or prepared tensors in, probabilities or the likeliest classes out.
+"""A loaded model as its callers use it: it decodes pictures, gives probabilities, names the likeliest classes.
 
-A picture's answer does not depend on what else is in its batch beyond float32 rounding: probabilities agree within
-`BATCH_TOLERANCE` whatever the batch (another number of pictures may be added up in another order).
+A picture's answer does not depend on what else is in its batch beyond rounding: probabilities agree within
+`BATCH_TOLERANCE` in float32 whatever the batch (another number of pictures may be added up in another order).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from pyserve.data.images import decode_image, to_square
+from pyserve.data.images import decode_square
 from pyserve.data.transforms import evaluation_view, tta_views
-from pyserve.errors import CancelledError, DataError, FieldViolation, InvalidArgumentError
-from pyserve.inference.bundle import Bundle, load_bundle
-from pyserve.inference.loading_cache import LoadingCache
-
-if TYPE_CHECKING:
-    from pyserve.config import Settings
-    from pyserve.inference.model_store import ModelStore
+from pyserve.errors import InvalidArgumentError
+from pyserve.inference.bundle import Bundle
+from pyserve.inference.cuda_graphs import CudaGraphs, bucket_sizes
+from pyserve.inference.statistics import ModelStatistics
 
 DEFAULT_TOP_K = 5
 BATCH_TOLERANCE = 1e-5
 DEFAULT_MAX_IMAGE_PIXELS = 64_000_000
-_CHUNK_IMAGES = 32  # pictures per forward pass; between two of them `should_stop` is asked
 
-ShouldStop = Callable[[], bool]
+_MANY_SIZES = 16
+
 Probabilities = npt.NDArray[np.float32]
 
 
@@ -44,21 +39,39 @@ class Score:
 
 
 class Predictor:
-    """A loaded model that answers; all methods may be called from many threads at once.
+    """A loaded model; all methods may be called from many threads at once.
 
     Args:
         bundle: the model; see `load_bundle`.
-        threads: pictures decoded at once; 0 means one per core that torch uses.
+        threads: cores for those who decode many pictures for it; 0 means as many as torch uses.
         max_image_pixels: larger pictures are refused before they are decoded.
+        max_batch_size: on a GPU, passes of up to this size are recorded now; 0 means none.
+
+    Attributes:
+        statistics: what the batcher has done with it.
     """
 
     def __init__(
-        self, bundle: Bundle, *, threads: int = 0, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
+        self,
+        bundle: Bundle,
+        *,
+        threads: int = 0,
+        max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
+        max_batch_size: int = 0,
     ) -> None:
         self._bundle = bundle
         self._max_image_pixels = max_image_pixels
+        self._graphs: CudaGraphs | None = None
+        if max_batch_size and bundle.device.type == "cuda":
+            self._graphs = CudaGraphs(
+                self._forward,
+                side=bundle.preprocessing.presize,
+                classes=len(bundle.labels),
+                sizes=bucket_sizes(max_batch_size),
+                device=bundle.device,
+            )
         self.threads = threads or torch.get_num_threads()
-        self._decoders = ThreadPoolExecutor(self.threads, thread_name_prefix="pyserve-decode")
+        self.statistics = ModelStatistics()
 
     @property
     def bundle(self) -> Bundle:
@@ -75,210 +88,113 @@ class Predictor:
         """The classes in output order."""
         return self._bundle.labels
 
-    def predict_encoded(
-        self,
-        images: Sequence[bytes],
-        top_k: int = DEFAULT_TOP_K,
-        tta: bool = False,
-        *,
-        first_index: int = 0,
-        should_stop: ShouldStop | None = None,
-    ) -> list[list[Score]]:
-        """The likeliest classes of encoded pictures (JPEG, PNG, …), most likely first.
-
-        Args:
-            images: one encoded file each.
-            top_k: classes per picture, ≥ 1; more than there are means all.
-            tta: the mean over five views of each picture (`data.transforms.tta_views`).
-            first_index: index of the first picture in the request, for the errors' field names.
-            should_stop: asked before each chunk of pictures; True ends the work.
+    def decode(self, data: bytes) -> npt.NDArray[np.uint8]:
+        """An encoded picture (JPEG, PNG, …) as uint8 [3, presize, presize], as training and validation decode it.
 
         Raises:
-            InvalidArgumentError: names `top_k`, or each picture that cannot be used, `images.data[3]: …`.
-            CancelledError: `should_stop` said so.
+            DataError: it is none, or has too many pixels.
         """
-        _check_top_k(top_k)
-        rows: list[list[Score]] = []
-        for batch in self._decoded(images, first_index, should_stop):
-            rows += self._top(self.probabilities(batch, tta=tta), top_k)
-        return rows
+        return decode_square(data, self._bundle.preprocessing.presize, max_pixels=self._max_image_pixels)
 
-    def predict_tensor(
-        self,
-        array: npt.NDArray[Any],
-        top_k: int = DEFAULT_TOP_K,
-        tta: bool = False,
-        *,
-        should_stop: ShouldStop | None = None,
-    ) -> list[list[Score]]:
-        """The likeliest classes of prepared RGB pictures, most likely first.
+    def check_tensor(self, array: npt.NDArray[Any], field: str = "tensor") -> npt.NDArray[Any]:
+        """Prepared RGB pictures as `probabilities` takes them; a view where possible.
 
         Args:
             array: [N, 3, S, S] or [N, S, S, 3] with S the model's image size; uint8 0…255 or float32 0…1, not
                 normalised.
-            top_k, tta, should_stop: as for `predict_encoded`.
+            field: what errors call it.
+
+        Returns:
+            [N, 3, S, S].
 
         Raises:
-            InvalidArgumentError: names `top_k`, `tensor.shape`, `tensor.dtype` or `tensor.data`.
-            CancelledError: `should_stop` said so.
+            InvalidArgumentError: names `field`.shape, .dtype or .data.
         """
-        _check_top_k(top_k)
-        pictures = self._check_tensor(array)
-        rows: list[list[Score]] = []
-        for begin in range(0, len(pictures), _CHUNK_IMAGES):
-            _ask(should_stop, begin, len(pictures))
-            chunk = torch.from_numpy(np.array(pictures[begin : begin + _CHUNK_IMAGES], order="C"))
-            rows += self._top(self._view_probabilities(chunk, tta), top_k)
-        return rows
+        size = self._bundle.preprocessing.image_size
+        shape = tuple(array.shape)
+        if array.dtype not in (np.dtype(np.uint8), np.dtype(np.float32)):
+            raise InvalidArgumentError.field(f"{field}.dtype", str(array.dtype), "float32 or uint8")
+        if len(shape) == 4 and shape[1:] == (size, size, 3):
+            array = array.transpose(0, 3, 1, 2)
+        elif len(shape) != 4 or shape[1:] != (3, size, size):
+            raise InvalidArgumentError.field(
+                f"{field}.shape", list(shape), f"[N, 3, {size}, {size}] or [N, {size}, {size}, 3]"
+            )
+        if array.dtype == np.float32 and array.size and not (array.min() >= 0 and array.max() <= 1):
+            got = f"values from {array.min():g} to {array.max():g}"
+            raise InvalidArgumentError.field(f"{field}.data", got, "0 to 1: not yet normalised, and 255 is 1")
+        return array
 
     @torch.inference_mode()
     def probabilities(self, batch: torch.Tensor, *, tta: bool = False) -> Probabilities:
-        """Probabilities of a batch as training's cache holds it.
+        """Probabilities of a batch, which goes through the network in one piece.
 
         Args:
-            batch: uint8 [N, 3, presize, presize], any N; it goes through the network in one piece.
+            batch: [N, 3, side, side], any N, side ≥ the model's image size, of which the centre counts: uint8 as
+                `decode` and training's cache have it, or uint8 or float32 as `check_tensor` gives it.
+            tta: the mean over five views of each picture (`data.transforms.tta_views`).
 
         Returns:
             float32 [N, classes], each row adding up to 1.
         """
         if not len(batch):
             return np.zeros((0, len(self.labels)), np.float32)
-        size = self._bundle.preprocessing.image_size
+        preprocessing = self._bundle.preprocessing
+        is_decoded = batch.dtype == torch.uint8 and batch.shape[-1] == preprocessing.presize
+        if self._graphs is not None and is_decoded and not tta and len(batch) <= self._graphs.largest:
+            return self._graphs.run(batch.numpy())
         batch = batch.to(self._bundle.device)
-        return self._mean_softmax(tta_views(batch, size) if tta else [evaluation_view(batch, size)])
+        if not tta:
+            answer: Probabilities = self._forward(batch).cpu().numpy()
+            return answer
+        views = tta_views(batch, preprocessing.image_size)
+        mean = torch.stack([self._softmax(view) for view in views]).mean(dim=0)
+        return mean.cpu().numpy()
+
+    def warm_up(self, largest: int) -> None:
+        """Predict batches of every size up to the largest once: kernels are chosen and weights packed by size.
+
+        Where there are many sizes, only those that double.
+        """
+        side = self._bundle.preprocessing.presize
+        for size in range(1, largest + 1) if largest <= _MANY_SIZES else bucket_sizes(largest):
+            self.probabilities(torch.zeros(size, 3, side, side, dtype=torch.uint8))
 
     @torch.inference_mode()
-    def _view_probabilities(self, pictures: torch.Tensor, tta: bool) -> Probabilities:
-        """Of pictures that already have the network's size: uint8, or float32 in 0…1."""
-        pictures = pictures.to(self._bundle.device)
-        size = self._bundle.preprocessing.image_size
-        if tta:
-            return self._mean_softmax(tta_views(pictures, size))
-        return self._mean_softmax([evaluation_view(pictures, size)])
+    def log_probabilities(self, batch: torch.Tensor) -> Probabilities:
+        """Logarithms of what `probabilities` gives without TTA, exact where a probability rounds to zero.
 
-    def _mean_softmax(self, views: Sequence[torch.Tensor]) -> Probabilities:
-        total: torch.Tensor | None = None
-        for view in views:
-            probabilities = self._bundle.model(self._bundle.normalize(view)).float().softmax(dim=1)
-            total = probabilities if total is None else total + probabilities
-        assert total is not None  # noqa: S101  there is always one view
-        mean: Probabilities = (total / len(views)).cpu().numpy()
-        return mean
+        Args:
+            batch: as for `probabilities`.
 
-    def _decoded(
-        self, images: Sequence[bytes], first_index: int, should_stop: ShouldStop | None
-    ) -> Iterator[torch.Tensor]:
-        """Chunks of decoded pictures, uint8 [n, 3, presize, presize]; the next is decoded while one is used."""
-        starts = range(0, len(images), _CHUNK_IMAGES)
-        pending: list[Future[npt.NDArray[np.uint8]]] = []
-        try:
-            for begin in starts:
-                _ask(should_stop, begin, len(images))
-                current = pending or self._submit(images[begin : begin + _CHUNK_IMAGES])
-                following = begin + _CHUNK_IMAGES
-                pending = self._submit(images[following : following + _CHUNK_IMAGES])
-                yield torch.from_numpy(np.stack(_results(current, first_index + begin)))
-        finally:
-            for future in pending:
-                future.cancel()
+        Returns:
+            float32 [N, classes].
+        """
+        logits = self._bundle.model(self._bundle.prepare(batch)).float()
+        logs: Probabilities = (logits / self._bundle.description.temperature).log_softmax(dim=1).cpu().numpy()
+        return logs
 
-    def _submit(self, images: Sequence[bytes]) -> list[Future[npt.NDArray[np.uint8]]]:
-        return [self._decoders.submit(self._decode, data) for data in images]
+    def top(self, probabilities: Probabilities, top_k: int = DEFAULT_TOP_K) -> list[list[Score]]:
+        """The likeliest classes of each row, most likely first; of equally likely ones the lower index first.
 
-    def _decode(self, data: bytes) -> npt.NDArray[np.uint8]:
-        """One picture as uint8 [3, presize, presize]."""
-        image = decode_image(data, max_pixels=self._max_image_pixels)
-        return to_square(image, self._bundle.preprocessing.presize)
+        Args:
+            probabilities: [N, classes].
+            top_k: classes per row, ≥ 1; more than there are means all.
 
-    def _check_tensor(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The pictures as [N, 3, S, S]."""
-        size = self._bundle.preprocessing.image_size
-        shape = tuple(array.shape)
-        if array.dtype not in (np.dtype(np.uint8), np.dtype(np.float32)):
-            raise InvalidArgumentError.field("tensor.dtype", str(array.dtype), "float32 or uint8")
-        if len(shape) == 4 and shape[1:] == (size, size, 3):
-            array = array.transpose(0, 3, 1, 2)
-        elif len(shape) != 4 or shape[1:] != (3, size, size):
-            raise InvalidArgumentError.field(
-                "tensor.shape", list(shape), f"[N, 3, {size}, {size}] or [N, {size}, {size}, 3]"
-            )
-        if array.dtype == np.float32 and array.size and not (array.min() >= 0 and array.max() <= 1):
-            got = f"values from {array.min():g} to {array.max():g}"
-            raise InvalidArgumentError.field("tensor.data", got, "0 to 1: not yet normalised, and 255 is 1")
-        return array
-
-    def _top(self, probabilities: Probabilities, top_k: int) -> list[list[Score]]:
-        # stable, so that of equally likely classes the one with the lower index comes first
+        Raises:
+            InvalidArgumentError: names `top_k`.
+        """
+        if top_k < 1:
+            raise InvalidArgumentError.field("top_k", top_k, "≥ 1")
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         return [
             [Score(self.labels[i], int(i), float(row[i])) for i in best]
             for row, best in zip(probabilities, order, strict=True)
         ]
 
+    def _forward(self, batch: torch.Tensor) -> torch.Tensor:
+        """Of pictures on the device."""
+        return self._softmax(evaluation_view(batch, self._bundle.preprocessing.image_size))
 
-class PredictorCache:
-    """Loaded models, the least recently used leaving first.
-
-    The first calls for one model load it once and all wait for that; a load that fails leaves nothing behind.
-
-    Args:
-        store: where the models lie.
-        settings: `max_loaded_models`, `predict_threads` and `max_image_pixels` are read.
-        device: where models run; by default a GPU where there is one.
-    """
-
-    def __init__(self, store: ModelStore, settings: Settings, device: torch.device | str | None = None) -> None:
-        self._store = store
-        self._settings = settings
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._cache: LoadingCache[str, Predictor] = LoadingCache(settings.max_loaded_models)
-
-    def get(self, name: str) -> Predictor:
-        """The predictor of `models/{id}` (its newest version) or `models/{id}/versions/{n}`.
-
-        Raises:
-            What `ModelStore.get` and `load_bundle` raise.
-        """
-        info = self._store.get(name)
-
-        def load() -> Predictor:
-            bundle = load_bundle(info.folder, self._device, name=info.name)
-            return Predictor(
-                bundle,
-                threads=self._settings.predict_threads,
-                max_image_pixels=self._settings.max_image_pixels,
-            )
-
-        return self._cache.get(info.name, load)
-
-    def loaded(self) -> Sequence[str]:
-        """Names of the models in memory, least recently used first."""
-        return self._cache.keys()
-
-
-def _check_top_k(top_k: int) -> None:
-    if top_k < 1:
-        raise InvalidArgumentError.field("top_k", top_k, "≥ 1")
-
-
-def _ask(should_stop: ShouldStop | None, done: int, total: int) -> None:
-    if should_stop is not None and should_stop():
-        raise CancelledError(f"the prediction was stopped after {done} of {total} pictures")
-
-
-def _results(futures: Sequence[Future[npt.NDArray[np.uint8]]], first_index: int) -> list[npt.NDArray[np.uint8]]:
-    """The decoded pictures.
-
-    Raises:
-        InvalidArgumentError: naming every picture that cannot be used.
-    """
-    pictures, faults = [], []
-    for index, future in enumerate(futures, start=first_index):
-        try:
-            pictures.append(future.result())
-        except DataError as error:
-            faults.append(FieldViolation(f"images.data[{index}]", error.message))
-    if faults:
-        message = "; ".join(f"{fault.field}: {fault.description}" for fault in faults)
-        raise InvalidArgumentError(message, fields=tuple(faults))
-    return pictures
+    def _softmax(self, view: torch.Tensor) -> torch.Tensor:
+        return self._bundle.probabilities(self._bundle.model(self._bundle.normalize(view)))

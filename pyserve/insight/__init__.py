@@ -1,1 +1,1 @@
-"""What a model gets wrong, what a training did, what the network sees: numbers from arrays, and figures of them."""
+"""What a model gets wrong, what a training did, what the network sees: numbers from arrays, and their figures."""

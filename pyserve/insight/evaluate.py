@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 
 from pyserve.data.tensors import load_part
 from pyserve.errors import CancelledError, FailedPreconditionError
-from pyserve.inference.loading_cache import LoadingCache
-from pyserve.insight.predictions import Evaluation
+from pyserve.insight.predictions import Evaluation, some
+from pyserve.insight.shared import SharedResults
 
 if TYPE_CHECKING:
     from pyserve.data.manifest import Manifest
@@ -53,13 +52,15 @@ def evaluate(
     rows = []
     for begin in range(0, len(data.labels), _BATCH_IMAGES):
         _ask(should_stop, begin, len(data.labels))
-        rows.append(predictor.probabilities(torch.as_tensor(data.images[begin : begin + _BATCH_IMAGES])))
+        rows.append(predictor.log_probabilities(data.images[begin : begin + _BATCH_IMAGES]))
+    logs = np.concatenate(rows)
     return Evaluation(
-        probabilities=np.concatenate(rows),
+        probabilities=np.exp(logs),
         targets=to_model[data.labels.numpy()],
         paths=tuple(item.path for item in data.items),
         labels=predictor.labels,
         root=manifest.root,
+        exact_logs=logs,
     )
 
 
@@ -71,12 +72,23 @@ class EvaluationCache:
     """
 
     def __init__(self, capacity: int = 8) -> None:
-        self._cache: LoadingCache[tuple[str, str, str], Evaluation] = LoadingCache(capacity)
+        self._results: SharedResults[tuple[str, str, str], Evaluation] = SharedResults(capacity)
 
-    def get(self, predictor: Predictor, manifest: Manifest, part: Part, cache_dir: Path) -> Evaluation:
+    def get(
+        self,
+        predictor: Predictor,
+        manifest: Manifest,
+        part: Part,
+        cache_dir: Path,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Evaluation:
         """The evaluation; raises what `evaluate` raises and then keeps nothing."""
         key = (predictor.name, manifest.digest, part)
-        return self._cache.get(key, lambda: evaluate(predictor, manifest, part, cache_dir))
+        return self._results.get(
+            key,
+            lambda: evaluate(predictor, manifest, part, cache_dir, should_stop=should_stop),
+            should_stop,
+        )
 
 
 def _label_map(manifest: Manifest, predictor: Predictor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -85,15 +97,10 @@ def _label_map(manifest: Manifest, predictor: Predictor) -> np.ndarray[tuple[int
     unknown = [name for name in manifest.classes if name not in index]
     if unknown:
         raise FailedPreconditionError(
-            f"{predictor.name} does not know {_some(unknown)} of datasets/{manifest.dataset_id}; "
-            f"it knows {_some(predictor.labels)}"
+            f"{predictor.name} does not know {some(unknown)} of datasets/{manifest.dataset_id}; "
+            f"it knows {some(predictor.labels)}"
         )
     return np.array([index[name] for name in manifest.classes], dtype=np.int64)
-
-
-def _some(names: tuple[str, ...] | list[str], limit: int = 10) -> str:
-    shown = ", ".join(repr(name) for name in names[:limit])
-    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
 
 
 def _ask(should_stop: Callable[[], bool] | None, done: int, total: int) -> None:

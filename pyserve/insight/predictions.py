@@ -16,7 +16,7 @@ from pyserve.errors import InvalidArgumentError
 
 Floats = npt.NDArray[np.floating]
 Indices = npt.NDArray[np.integer]
-# (probabilities [N, C], targets [N]) → which pictures, most striking first
+# (log-probabilities [N, C], targets [N]) → which pictures, most striking first
 Order = Callable[[Floats, Indices], Indices]
 ORDERS: dict[str, Order] = {}
 
@@ -28,8 +28,9 @@ _SMALLEST = float(np.finfo(np.float32).tiny)
 class Evaluation:
     """A model's answers on a part of a data set.
 
-    `probabilities` is float32 [N, C] in the order of `labels`, `targets` int64 [N] the labels' indices, `paths` the
-    pictures relative to `root`.
+    `probabilities` is float32 [N, C] in the order of `labels`, `targets` int64 [N] the labels' indices, `paths`
+    the pictures relative to `root`; `exact_logs` are the probabilities' logarithms, where they are known better
+    than from these.
     """
 
     probabilities: Floats
@@ -37,6 +38,7 @@ class Evaluation:
     paths: Sequence[str]
     labels: Sequence[str]
     root: str = ""
+    exact_logs: Floats | None = None
 
     def __post_init__(self) -> None:
         n, classes = self.probabilities.shape
@@ -53,9 +55,17 @@ class Evaluation:
         return result
 
     @cached_property
+    def log_probabilities(self) -> Floats:
+        """Natural logarithms of the probabilities, finite, float64 [N, C]."""
+        if self.exact_logs is not None:
+            return self.exact_logs.astype(np.float64)
+        logs: Floats = np.log(np.maximum(self.probabilities.astype(np.float64), _SMALLEST))
+        return logs
+
+    @cached_property
     def losses(self) -> Floats:
         """Cross-entropy of each picture, nats, float64 [N]."""
-        return losses(self.probabilities, self.targets)
+        return losses(self.log_probabilities, self.targets)
 
     @property
     def accuracy(self) -> float:
@@ -94,10 +104,9 @@ class ConfusedPair:
     count: int
 
 
-def losses(probabilities: Floats, targets: Indices) -> Floats:
-    """Cross-entropy of each picture, nats, float64 [N]."""
-    of_target = probabilities[np.arange(len(targets)), targets].astype(np.float64)
-    result: Floats = -np.log(np.clip(of_target, _SMALLEST, 1.0))
+def losses(logs: Floats, targets: Indices) -> Floats:
+    """Cross-entropy of each picture from log-probabilities [N, C], nats, [N]."""
+    result: Floats = -logs[np.arange(len(targets)), targets]
     return result
 
 
@@ -112,48 +121,81 @@ def order(name: str) -> Callable[[Order], Order]:
 
 
 @order("most_incorrect")
-def most_incorrect(probabilities: Floats, targets: Indices) -> Indices:
+def most_incorrect(logs: Floats, targets: Indices) -> Indices:
     """Those wrongly labelled, the most confident first."""
-    predicted = probabilities.argmax(axis=1)
-    return _descending(probabilities.max(axis=1), np.flatnonzero(predicted != targets))
+    predicted = logs.argmax(axis=1)
+    return _descending(logs.max(axis=1), np.flatnonzero(predicted != targets))
 
 
 @order("most_correct")
-def most_correct(probabilities: Floats, targets: Indices) -> Indices:
+def most_correct(logs: Floats, targets: Indices) -> Indices:
     """Those rightly labelled, the most confident first."""
-    predicted = probabilities.argmax(axis=1)
-    return _descending(probabilities.max(axis=1), np.flatnonzero(predicted == targets))
+    predicted = logs.argmax(axis=1)
+    return _descending(logs.max(axis=1), np.flatnonzero(predicted == targets))
 
 
 @order("most_uncertain")
-def most_uncertain(probabilities: Floats, targets: Indices) -> Indices:
+def most_uncertain(logs: Floats, targets: Indices) -> Indices:
     """All, first those whose highest probability is closest to that of the runner-up."""
-    if probabilities.shape[1] < 2:
+    if logs.shape[1] < 2:
         return np.arange(len(targets))
-    best = np.partition(probabilities, -2, axis=1)
+    best = np.exp(np.partition(logs, -2, axis=1))
     return _descending(best[:, -2] - best[:, -1], np.arange(len(targets)))
 
 
 @order("highest_loss")
-def highest_loss(probabilities: Floats, targets: Indices) -> Indices:
+def highest_loss(logs: Floats, targets: Indices) -> Indices:
     """All, right or wrong, the highest cross-entropy first."""
-    return _descending(losses(probabilities, targets), np.arange(len(targets)))
+    return _descending(losses(logs, targets), np.arange(len(targets)))
 
 
-def top_losses(evaluation: Evaluation, order: str = "most_incorrect", count: int = 9) -> list[ImageLoss]:
+def top_losses(
+    evaluation: Evaluation,
+    order: str = "most_incorrect",
+    count: int = 9,
+    *,
+    label: str = "",
+    predicted: str = "",
+) -> list[ImageLoss]:
     """The pictures that stand out, most striking first; fewer than `count` where there are no more.
 
+    Args:
+        label: only pictures with this label in the data set; "" means all.
+        predicted: only pictures that the model gives this label; with `label`, a cell of the confusion matrix.
+
     Raises:
-        InvalidArgumentError: an unknown order, or a count below 1.
+        InvalidArgumentError: an unknown order or class, or a count below 1.
     """
     if order not in ORDERS:
         raise InvalidArgumentError.field("order", order, f"one of {', '.join(ORDERS)}")
     if count < 1:
         raise InvalidArgumentError.field("count", count, "≥ 1")
-    if not len(evaluation.targets):
+    wanted = np.ones(len(evaluation.targets), bool)
+    if label:
+        wanted &= evaluation.targets == class_index(evaluation.labels, label, "label")
+    if predicted:
+        wanted &= evaluation.predicted == class_index(evaluation.labels, predicted, "predicted")
+    if not wanted.any():
         return []
-    chosen = ORDERS[order](evaluation.probabilities, evaluation.targets)[:count]
-    return [_image_loss(evaluation, int(i)) for i in chosen]
+    chosen = ORDERS[order](evaluation.log_probabilities, evaluation.targets)
+    return [_image_loss(evaluation, int(i)) for i in chosen[wanted[chosen]][:count]]
+
+
+def class_index(labels: Sequence[str], label: str, field: str) -> int:
+    """Index of a class.
+
+    Raises:
+        InvalidArgumentError: there is none of that name; names those there are.
+    """
+    if label not in labels:
+        raise InvalidArgumentError.field(field, label, f"one of {some(labels)}")
+    return list(labels).index(label)
+
+
+def some(names: Sequence[str], limit: int = 10) -> str:
+    """Names for a sentence, the first ones of many."""
+    shown = ", ".join(repr(name) for name in names[:limit])
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
 
 
 def confusion_matrix(evaluation: Evaluation) -> npt.NDArray[np.int64]:

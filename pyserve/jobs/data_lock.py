@@ -1,12 +1,30 @@
-"""One server per data folder: a locked file that tells who has it."""
+"""The data folder: made if missing, and one server's at a time by a locked file that tells who has it."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from pathlib import Path
 
 from pyserve.errors import FailedPreconditionError
+
+
+def make_data_dir(data_dir: Path) -> None:
+    """Make the folder if it is missing.
+
+    Raises:
+        FailedPreconditionError: it cannot be made, or not be written.
+    """
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(data_dir, os.W_OK | os.X_OK):
+            read_only = os.statvfs(data_dir).f_flag & os.ST_RDONLY
+            number = errno.EROFS if read_only else errno.EACCES
+            raise OSError(number, os.strerror(number))
+    except OSError as error:
+        problem = (error.strerror or str(error)).lower()
+        raise FailedPreconditionError(f"data_dir {data_dir} cannot be written: {problem}") from None
 
 
 class DataLock:

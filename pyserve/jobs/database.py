@@ -52,13 +52,14 @@ class Database:
 
     Args:
         path: the file, made if missing.
+        check: look at every page of it first, so that damage is found now and not by the call that meets it.
 
     Raises:
         DataLossError: the file is not a database, or damaged.
         FailedPreconditionError: a later pyserve wrote it, or it cannot be opened.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, check: bool = False) -> None:
         self._path = path
         self._lock = threading.Lock()
         try:
@@ -71,11 +72,13 @@ class Database:
         with ExitStack() as on_failure:
             on_failure.callback(self._connection.close)
             try:
+                if check:
+                    self._check()
                 self._prepare()
             except sqlite3.OperationalError as error:
                 raise FailedPreconditionError(f"{path.name} cannot be used: {error}") from error
             except sqlite3.DatabaseError as error:
-                raise DataLossError(f"{path.name} is damaged: {error}") from error
+                raise _damaged(path, str(error)) from error
             on_failure.pop_all()
 
     def close(self) -> None:
@@ -107,6 +110,11 @@ class Database:
                     self._connection.execute("ROLLBACK")
                 raise
 
+    def _check(self) -> None:
+        problems = [str(row[0]) for row in self._connection.execute("PRAGMA quick_check(3)")]
+        if problems != ["ok"]:
+            raise _damaged(self._path, "; ".join(problem.splitlines()[-1] for problem in problems))
+
     def _prepare(self) -> None:
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = NORMAL")
@@ -122,3 +130,10 @@ class Database:
                 for statement in _SCHEMA:
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _damaged(path: Path, problem: str) -> DataLossError:
+    return DataLossError(
+        f"{path.name} is damaged: {problem}; it was left as it is: put a copy in its place, or move it and "
+        f"{path.name}-wal away to begin without the jobs that were (datasets and models stay)"
+    )

@@ -38,6 +38,21 @@ class StateChange(Stored):
     kind: Literal["state"] = "state"
     state: JobState
     reason: str = ""
+    report: str = ""  # of a training that made a model: "jobs/{id}/report"
+
+
+class PhaseStarted(Stored):
+    """A training goes on with other layers, data or rates (`pyserve.v1.PhaseStarted`)."""
+
+    kind: Literal["phase"] = "phase"
+    name: str
+    phase: int  # counted from 1
+    total_phases: int
+    first_epoch: int  # counted from 1, over the whole training
+    epochs: int
+    learning_rate: float  # highest, of the head
+    schedule: str
+    frozen: bool  # only the head learns
 
 
 class StepDone(Stored):
@@ -49,6 +64,7 @@ class StepDone(Stored):
     loss: float  # smoothed, nats
     learning_rates: tuple[float, ...] = ()  # of each layer group that learns, head last
     images_per_s: float = 0.0  # since the last such event
+    phase: str = ""
 
 
 class EpochDone(Stored):
@@ -60,6 +76,7 @@ class EpochDone(Stored):
     metrics: dict[str, float]  # "train_loss"; "loss" and "accuracy" of the validation part
     best: bool
     elapsed_s: float
+    phase: str = ""
 
 
 class SpokenWarning(Stored):
@@ -105,7 +122,15 @@ class LogLine(Stored):
 
 
 Payload = Annotated[
-    StateChange | StepDone | EpochDone | SpokenWarning | CheckpointSaved | CurvePoint | Artifact | LogLine,
+    StateChange
+    | PhaseStarted
+    | StepDone
+    | EpochDone
+    | SpokenWarning
+    | CheckpointSaved
+    | CurvePoint
+    | Artifact
+    | LogLine,
     Field(discriminator="kind"),
 ]
 _ADAPTER: TypeAdapter[Payload] = TypeAdapter(Payload)

@@ -6,18 +6,18 @@ from pyserve.errors import FailedPreconditionError, InvalidArgumentError
 from pyserve.jobs.events import JobState
 from pyserve.jobs.records import LearningRateResult
 from pyserve.jobs.store import JobStore
-from pyserve.spec import FindLearningRateSpec, TrainSpec
+from pyserve.spec import OWN_FINDER, FindLearningRateSpec, TrainSpec
 
 
 def finder_of(store: JobStore, spec: TrainSpec) -> tuple[FindLearningRateSpec, LearningRateResult] | None:
-    """What the finder that a training names was asked, and what it found; None where it names none.
+    """What the finder that a training names was asked, and what it found; None where it names none, or itself.
 
     Raises:
         NotFoundError: there is no such job.
         InvalidArgumentError: the job is no learning-rate finder.
         FailedPreconditionError: it has not SUCCEEDED.
     """
-    if not spec.lr_from:
+    if spec.lr_from in ("", OWN_FINDER):
         return None
     record = store.get(spec.lr_from)
     if not isinstance(record.spec, FindLearningRateSpec):

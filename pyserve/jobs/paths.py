@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pyserve.data import names
 from pyserve.jobs.records import job_id
 
 STORE_FILE = "jobs.sqlite3"
-CACHE_FOLDER = "cache"
+CACHE_FOLDER = names.CACHE_FOLDER
 WORKER_LOG = "worker.log"
 # a slash that begins a path, the folders, and the last part, which stays
 _ABSOLUTE_PATH = re.compile(r"(?<![\w.:/-])(?:/[^\s/'\":,;()]+)*/(?=[^\s/'\":,;()])")

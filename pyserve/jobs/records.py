@@ -29,6 +29,7 @@ class Progress(Stored):
     total_steps: int = 0
     epoch: int = 0
     total_epochs: int = 0
+    phase: str = ""
 
 
 class TrainResult(Stored):

@@ -25,6 +25,7 @@ from pyserve.jobs.paths import WORKER_LOG, job_folder, strike_folders
 StopKind = Literal["cancel", "interrupt"]
 _TAIL_BYTES = 8192
 _LINE_LIMIT = 300
+_SPIN_COUNT = "1000"
 
 
 class WorkerOrder(BaseModel):
@@ -37,6 +38,7 @@ class WorkerOrder(BaseModel):
     data_dir: Path  # absolute
     store_path: Path  # absolute
     threads: int  # 0: all cores
+    nice: int = 0  # how far to stand back for others on the CPU, 0 to 19
     checkpoint_interval_s: float
     weights_roots: tuple[Path, ...] = ()
 
@@ -161,9 +163,17 @@ def exit_reason(returncode: int, last_line: str = "") -> str:
 
 
 def _environment() -> dict[str, str]:
-    """The server's, with its own pyserve first on the path, and the folder it was started in not on it."""
+    """The server's, with its own pyserve first on the path, and the folder it was started in not on it.
+
+    Where the user has set no waiting policy of OpenMP's, threads of the worker spin for microseconds and not for
+    milliseconds before they sleep: the cores are shared with other jobs and with the server's predictions
+    (benchmarks/thread_waiting.py).
+    """
     paths = [str(Path(pyserve.__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONSAFEPATH": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONSAFEPATH": "1"}
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
+    return environment
 
 
 def _open_log(path: Path) -> BinaryIO:

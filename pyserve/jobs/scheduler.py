@@ -12,13 +12,17 @@ import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from pyserve.config import Settings
-from pyserve.errors import UnavailableError
+from pyserve.data.staging import remove_folder, remove_leftovers
+from pyserve.errors import AbortedError, UnavailableError
 from pyserve.jobs.data_lock import DataLock
 from pyserve.jobs.events import ENDED, Event, JobState
 from pyserve.jobs.lr_from import finder_of
+from pyserve.jobs.paths import job_folder
 from pyserve.jobs.records import JobRecord
 from pyserve.jobs.runner import Runner, StopKind, Worker, WorkerOrder
 from pyserve.jobs.store import JobStore, StaleAttemptError
@@ -32,6 +36,7 @@ SERVER_STOPPED = "the server stopped while the job was running"
 _LOOK_EVERY_S = 1.0
 _EVENTS_PER_READ = 500
 _DRAIN_RETRY_S = 5.0
+_LEAVE_S = 10.0  # a worker that has said its last word needs to end
 
 
 @dataclass
@@ -92,6 +97,7 @@ class Scheduler:
         self._lock = DataLock(self._data_dir)
         for record in await asyncio.to_thread(self._store.recover, SERVER_STOPPED):
             log.warning("%s is %s: %s", record.name, record.state.value, record.reason)
+        await asyncio.to_thread(remove_leftovers, self._data_dir / "jobs")
         if self._settings.resume_on_start:
             await asyncio.to_thread(self._resume_all)
         self._dispatcher = asyncio.create_task(self._dispatch())
@@ -144,6 +150,25 @@ class Scheduler:
         self._notify(name)
         return record
 
+    async def delete(self, name: str) -> None:
+        """Remove a job that has ended, with its log and files.
+
+        Raises:
+            NotFoundError: there is no such job.
+            FailedPreconditionError: it has not ended, or is needed by one that has not.
+            AbortedError: its worker is still about to leave.
+        """
+        leaving = [job.task for (running, _), job in self._running.items() if running == name and job.task]
+        if leaving and (await asyncio.to_thread(self._store.get, name)).state in ENDED:
+            await asyncio.wait(leaving, timeout=_LEAVE_S)
+        async with self._changing:
+            in_use = any(running == name for running, _ in self._running)
+            if in_use and (await asyncio.to_thread(self._store.get, name)).state in ENDED:
+                raise AbortedError(f"{name}: its worker is about to end; try again", retry_delay_s=1.0)
+            folder = job_folder(self._data_dir, name)
+            await asyncio.to_thread(self._store.delete, name, partial(_remove_files, folder))
+        self._notify(name)
+
     async def watch(self, name: str, from_seq: int = 0) -> AsyncIterator[Event]:
         """A job's events from a number on, first those that were, then each as it comes.
 
@@ -152,6 +177,7 @@ class Scheduler:
         Raises:
             NotFoundError: there is no such job.
             InvalidArgumentError: a negative number.
+            UnavailableError: the server is stopping, and the job waits for the next one.
         """
         with self._listening(name) as changed:
             while True:
@@ -163,6 +189,8 @@ class Scheduler:
                     from_seq = event.seq + 1
                 if record.state in ENDED and from_seq > record.last_seq:
                     return
+                if record.state is JobState.QUEUED and not events:
+                    self._refuse_when_draining()
                 if not events:
                     await _wait(changed, _LOOK_EVERY_S)
 
@@ -189,6 +217,8 @@ class Scheduler:
             grace_s: workers that have not stopped by then are killed; their last checkpoint counts.
         """
         self._draining = True
+        for name in list(self._listeners):
+            self._notify(name)
         self._wake.set()
         if self._dispatcher is not None:
             await self._dispatcher
@@ -265,6 +295,7 @@ class Scheduler:
             data_dir=self._data_dir,
             store_path=self._store.path.resolve(),
             threads=settings.job_threads,
+            nice=settings.job_nice,
             checkpoint_interval_s=settings.checkpoint_interval_s,
             weights_roots=tuple(path.resolve() for path in settings.weights_roots),
         )
@@ -325,3 +356,8 @@ async def _wait(event: asyncio.Event, timeout_s: float) -> None:
     """Until the event is set, but not longer than `timeout_s`."""
     with suppress(asyncio.TimeoutError):
         await asyncio.wait_for(event.wait(), timeout_s)
+
+
+def _remove_files(folder: Path) -> None:
+    with suppress(FileNotFoundError):
+        remove_folder(folder)

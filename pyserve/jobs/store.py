@@ -8,17 +8,15 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import sqlite3
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from pyserve import paging
 from pyserve.errors import (
     AbortedError,
     FailedPreconditionError,
@@ -27,7 +25,17 @@ from pyserve.errors import (
     ResourceExhaustedError,
 )
 from pyserve.jobs.database import Database
-from pyserve.jobs.events import ACTIVE, TERMINAL, Artifact, Event, JobState, Payload, StateChange, parse_payload
+from pyserve.jobs.events import (
+    ACTIVE,
+    ENDED,
+    TERMINAL,
+    Artifact,
+    Event,
+    JobState,
+    Payload,
+    StateChange,
+    parse_payload,
+)
 from pyserve.jobs.records import (
     RESULTS,
     SPECS,
@@ -35,6 +43,7 @@ from pyserve.jobs.records import (
     JobRecord,
     Progress,
     Result,
+    TrainResult,
     job_id,
     kind_of,
     new_job_id,
@@ -49,7 +58,6 @@ _ALLOWED = {
     JobState.INTERRUPTED: {JobState.QUEUED, JobState.CANCELLED},
 }
 _ARTIFACTS = TypeAdapter(tuple[Artifact, ...])
-_DEFAULT_PAGE, _MAX_PAGE = 100, 1000
 _NAMED_IN_ERRORS = 10
 _QUEUE_RETRY_S = 10.0
 
@@ -63,15 +71,16 @@ class JobStore:
 
     Args:
         path: the SQLite file, made if missing.
+        check: look for damage everywhere in it first; for the server, once, when it starts.
 
     Raises:
         DataLossError: the file is damaged.
         FailedPreconditionError: a later pyserve wrote it, or it cannot be opened.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, check: bool = False) -> None:
         self.path = path
-        self._database = Database(path)
+        self._database = Database(path, check=check)
 
     def close(self) -> None:
         """Close the file; nothing works afterwards."""
@@ -131,9 +140,7 @@ class JobStore:
         Raises:
             InvalidArgumentError: a negative size, or a token that no page with these states gave.
         """
-        if page_size < 0:
-            raise InvalidArgumentError.field("page_size", page_size, "≥ 0")
-        size = min(page_size or _DEFAULT_PAGE, _MAX_PAGE)
+        size = paging.page_size(page_size)
         wanted = json.dumps(sorted({state.value for state in states} or {state.value for state in JobState}))
         below = _decode_token(page_token, wanted) if page_token else 2**63 - 1
         query = (
@@ -142,8 +149,35 @@ class JobStore:
         )
         with self._database.read() as db:
             rows = db.execute(query, (below, wanted, size + 1)).fetchall()
-        token = _encode_token(rows[size - 1]["number"], wanted) if len(rows) > size else ""
+        token = paging.encode_token([rows[size - 1]["number"], wanted]) if len(rows) > size else ""
         return [_record(row) for row in rows[:size]], token
+
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs are in each state."""
+        with self._database.read() as db:
+            rows = db.execute("SELECT state, COUNT(*) AS count FROM jobs GROUP BY state").fetchall()
+        found = {JobState(row["state"]): int(row["count"]) for row in rows}
+        return {state: found.get(state, 0) for state in JobState}
+
+    def users_of(self, resources: Sequence[str]) -> Sequence[str]:
+        """Names of the jobs that have not ended for good and read one of these resources, newest first."""
+        names, token = [], ""
+        while True:
+            page, token = self.list(paging.MOST, token, [state for state in JobState if state not in TERMINAL])
+            names += [r.name for r in page if {r.training.dataset, r.training.weights} & set(resources)]
+            if not token:
+                return names
+
+    def log(self, name: str) -> Iterator[Event]:
+        """All of a job's events, from the first.
+
+        Raises:
+            InvalidArgumentError, NotFoundError: as `events`.
+        """
+        seq = 1
+        while page := self.events(name, seq):
+            yield from page
+            seq = page[-1].seq + 1
 
     def events(self, name: str, from_seq: int = 1, limit: int = 1000) -> Sequence[Event]:
         """A job's events from a sequence number on (0: from the first), at most `limit`.
@@ -204,7 +238,8 @@ class JobStore:
                 "UPDATE jobs SET result = ?, error = ? WHERE number = ?",
                 (_json(result) if result else None, _json(error) if error else None, row["number"]),
             )
-            return _enter(db, row, state, reason)
+            made_model = state is JobState.SUCCEEDED and isinstance(result, TrainResult)
+            return _enter(db, row, state, reason, report=f"{name}/report" if made_model else "")
 
     def claim_next(self) -> JobRecord | None:
         """Make the oldest QUEUED job RUNNING under its next attempt; None where none waits."""
@@ -248,6 +283,35 @@ class JobStore:
             _check_queue(db, max_queued)
             return _enter(db, row, JobState.QUEUED)
 
+    def delete(self, name: str, remove_files: Callable[[], None]) -> None:
+        """Forget a job that nobody works on, and its log.
+
+        Args:
+            remove_files: called when nothing speaks against it, before the job is forgotten: a crash in between
+                leaves a job without files, which can be deleted again, and never files without a job.
+
+        Raises:
+            FailedPreconditionError: it waits or runs, or a training that has not ended takes its rate from it.
+        """
+        with self._database.write() as db:
+            row = _row(db, name)
+            if JobState(row["state"]) not in ENDED:
+                raise FailedPreconditionError(f"{name} is {row['state']}: cancel it first")
+            unfinished = [state.value for state in JobState if state not in TERMINAL]
+            users = db.execute(
+                "SELECT id FROM jobs WHERE state IN (SELECT value FROM json_each(?)) "
+                "AND json_extract(spec, '$.lr_from') = ? LIMIT 5",
+                (json.dumps(unfinished), name),
+            ).fetchall()
+            if users:
+                names = ", ".join(f"jobs/{user['id']}" for user in users)
+                raise FailedPreconditionError(
+                    f"{name} is in use: {names} takes its learning rate from it; wait until that has ended, or "
+                    "cancel it"
+                )
+            remove_files()
+            db.execute("DELETE FROM jobs WHERE number = ?", (row["number"],))
+
     def recover(self, reason: str) -> Sequence[JobRecord]:
         """End what nobody runs any more: RUNNING becomes INTERRUPTED, CANCELLING becomes CANCELLED."""
         with self._database.write() as db:
@@ -279,7 +343,9 @@ def _fenced_row(db: sqlite3.Connection, name: str, attempt: int) -> sqlite3.Row:
     return row
 
 
-def _enter(db: sqlite3.Connection, row: sqlite3.Row, state: JobState, reason: str = "") -> JobRecord:
+def _enter(
+    db: sqlite3.Connection, row: sqlite3.Row, state: JobState, reason: str = "", *, report: str = ""
+) -> JobRecord:
     """Change the state, and say so in the log."""
     if row["state"] and state not in _ALLOWED.get(JobState(row["state"]), ()):
         raise AbortedError(f"jobs/{row['id']} is {row['state']} and cannot become {state.value}")
@@ -288,7 +354,7 @@ def _enter(db: sqlite3.Connection, row: sqlite3.Row, state: JobState, reason: st
         "UPDATE jobs SET state = ?, reason = ?, end_time = ? WHERE number = ?",
         (state.value, reason, end_time, row["number"]),
     )
-    _append(db, row, StateChange(state=state, reason=reason))
+    _append(db, row, StateChange(state=state, reason=reason, report=report))
     return _record(db.execute("SELECT * FROM jobs WHERE number = ?", (row["number"],)).fetchone())
 
 
@@ -335,15 +401,8 @@ def _json(model: Payload | Progress | Result | JobError) -> str:
     return model.model_dump_json()
 
 
-def _encode_token(number: int, states: str) -> str:
-    return base64.urlsafe_b64encode(json.dumps([number, states]).encode()).decode()
-
-
 def _decode_token(token: str, states: str) -> int:
-    with suppress(binascii.Error, ValueError, TypeError):
-        number, of_states = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
-        if of_states == states:
-            return int(number)
-    raise InvalidArgumentError.field(
-        "page_token", token[:100], "next_page_token of the page before, asked for with the same states"
-    )
+    number, of_states = paging.decode_token(token, (int, str))
+    if of_states != states:
+        raise paging.bad_token(token)
+    return int(number)

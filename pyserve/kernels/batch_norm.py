@@ -26,7 +26,7 @@ from pyserve.kernels.calls import (
     told,
 )
 
-_DTYPES = {"cpu": (torch.float32, torch.bfloat16, torch.float64)}
+_DTYPES: dict[str, tuple[torch.dtype, ...]] = {"cpu": (torch.float32, torch.bfloat16, torch.float64)}
 if CUDA_LOADED:
     _DTYPES["cuda"] = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

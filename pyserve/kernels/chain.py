@@ -44,6 +44,11 @@ class Chain:
         outputs = run(inputs, plan.constants, plan.program)
         return outputs[0] if len(outputs) == 1 else outputs
 
+    @property
+    def packed_bytes(self) -> int:
+        """Memory of the weights that were packed so far."""
+        return sum(tensor.nbytes for tensor in list(self._packed.values()))
+
     def __getstate__(self) -> dict[str, Any]:
         """Without what is made again."""
         return {**self.__dict__, "_plans": {}, "_packed": {}, "_weights": []}

@@ -116,6 +116,11 @@ class FusedModel(nn.Module):
             cast("FoldedConv2d", conv).fold(cast("nn.BatchNorm2d", norm))
 
     @property
+    def packed_bytes(self) -> int:
+        """Memory of weights packed for the kernels so far, beside parameters and buffers."""
+        return sum(value.packed_bytes for value in vars(self).values() if isinstance(value, Chain))
+
+    @property
     def code(self) -> str:
         """The Python source of the fused forward (in the present mode), to read."""
         return self._programs[self.training if self.training in self._programs else False][0]

@@ -79,13 +79,27 @@ def find_weights(source: str, roots: Sequence[Path]) -> Path:
         except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, a loop of links: not a file of ours
             continue
     available = sorted(
-        file.name for root in roots if root.is_dir() for file in root.iterdir() if _is_weights(file)
+        file.name
+        for root in roots
+        if root.is_dir()
+        for file in root.iterdir()
+        if _is_weights(file) and file.resolve().is_relative_to(root.resolve())
     )
     listed = ", ".join(available[:10]) + (f" and {len(available) - 10} more" if len(available) > 10 else "")
-    raise NotFoundError(
-        f"weights: got {source!r}, expected 'imagenet' or a file under the weights_roots; "
-        + (f"there are: {listed}" if available else "there are none, or weights_roots is not set")
-    )
+    there_are = f"there are: {listed}" if available else "there are none, or weights_roots is not set"
+    raise NotFoundError.field("weights", source, f"'imagenet' or a file under the weights_roots; {there_are}")
+
+
+def require_imagenet(architecture: str) -> None:
+    """Refuse "imagenet" for an architecture that has no such weights.
+
+    Raises:
+        InvalidArgumentError: names those that have some.
+    """
+    available = [a.name for a in architectures().values() if a.imagenet]
+    if architecture not in available:
+        expected = f"a file: {architecture} has no ImageNet weights, only " + ", ".join(available)
+        raise InvalidArgumentError.field("weights", "imagenet", expected)
 
 
 def _is_weights(file: Path) -> bool:
@@ -96,11 +110,8 @@ def _download_imagenet(model: nn.Module, cache_dir: Path) -> Path:
     """torchvision's file of the model's architecture."""
     from pyserve._torchvision import torchvision
 
-    name = str(getattr(model, "architecture", ""))
-    available = [a.name for a in architectures().values() if a.imagenet]
-    if name not in available:
-        expected = f"a file: {name or type(model).__name__} has no ImageNet weights, only " + ", ".join(available)
-        raise InvalidArgumentError.field("weights", "imagenet", expected)
+    name = str(getattr(model, "architecture", type(model).__name__))
+    require_imagenet(name)
     weights: Any = torchvision().models.get_model_weights(name)
     return download(weights[cast("str", get_architecture(name).imagenet)].url, cache_dir / "weights")
 

@@ -27,6 +27,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpc has 
         self._changed = asyncio.Condition()
         self._closed = False
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether the whole server is SERVING."""
+        return bool(self._status[""] == SERVING)
+
     async def set_serving(self, serving: bool) -> None:
         """Set the status of all services and tell the watchers."""
         async with self._changed:

@@ -6,16 +6,18 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from pyserve.errors import PyserveError, status_name
-from pyserve.server.status import error_status
+from pyserve.errors import InvalidArgumentError, status_name
+from pyserve.server.handlers import parts
+from pyserve.server.logs import enter_request
+from pyserve.server.status import StatusTeller
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +28,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
     """Wraps handlers of all four arities.
 
     Args:
-        private_paths: folders of the server that no error sentence may show.
+        statuses: says what clients are told of errors.
+        on_end: called with method, status and seconds of each call.
     """
 
-    def __init__(self, private_paths: Sequence[Path] = ()) -> None:
-        self._private_paths = tuple(private_paths)
+    def __init__(self, statuses: StatusTeller, on_end: Callable[[str, str, float], None]) -> None:
+        self._statuses = statuses
+        self._on_end = on_end
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -45,15 +49,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         if handler is None:
             return None
         method = handler_call_details.method
-        behaviour, make = _parts(handler)
+        behaviour, make = parts(handler)
+        behaviour = _reading(behaviour, handler)
         wrapped = (
             self._streaming(method, behaviour) if handler.response_streaming else self._single(method, behaviour)
         )
-        return make(
-            wrapped,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        return make(wrapped, response_serializer=handler.response_serializer)
 
     async def wait_idle(self) -> None:
         """Return when no call runs."""
@@ -77,52 +78,72 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
     @asynccontextmanager
     async def _call(self, method: str, context: Any) -> AsyncIterator[None]:
         request_id = uuid.uuid4().hex
+        enter_request(request_id)
         begin = time.monotonic()
-        outcome = "OK"
+        outcome, failure = "OK", None
         self._running += 1
         self._idle.clear()
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
         try:
-            yield
-        except grpc.aio.AbortError:
-            outcome = "ABORTED_BY_HANDLER"
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            outcome = "CANCELLED"
-            raise
-        except Exception as error:
-            outcome = status_name(error)
-            await self._abort(error, method, request_id, context)
+            try:
+                yield
+            except grpc.aio.AbortError:
+                outcome = "ABORTED_BY_HANDLER"
+                raise
+            except (asyncio.CancelledError, GeneratorExit):
+                outcome = "CANCELLED"
+                raise
+            except Exception as error:
+                outcome, failure = status_name(error), error
+            finally:  # before the answer: who has it finds the call counted
+                self._ended(method, outcome, time.monotonic() - begin, request_id)
+            if failure is not None:
+                await self._abort(failure, method, request_id, context)
         finally:
             self._running -= 1
             if not self._running:
                 self._idle.set()
-            level = logging.DEBUG if outcome == "OK" else logging.INFO
-            elapsed_ms = (time.monotonic() - begin) * 1e3
-            log.log(level, "call method=%s code=%s ms=%.1f request_id=%s", method, outcome, elapsed_ms, request_id)
+
+    def _ended(self, method: str, outcome: str, elapsed_s: float, request_id: str) -> None:
+        self._on_end(method, outcome, elapsed_s)
+        level = logging.DEBUG if outcome == "OK" else logging.INFO
+        log.log(
+            level, "call method=%s code=%s ms=%.1f request_id=%s", method, outcome, elapsed_s * 1e3, request_id
+        )
 
     async def _abort(self, error: Exception, method: str, request_id: str, context: Any) -> None:
         """Answer the call with the error; raises gRPC's AbortError."""
-        known = isinstance(error, PyserveError)
-        log.log(
-            logging.INFO if known else logging.ERROR,
-            "error method=%s request_id=%s: %s",
-            method,
-            request_id,
-            error,
-            exc_info=None if known else error,
-        )
-        status = rpc_status.to_status(error_status(error, request_id, self._private_paths))
+        status = rpc_status.to_status(self._statuses.tell(error, method, request_id))
         metadata = (*status.trailing_metadata, (REQUEST_ID_KEY, request_id))
         await context.abort(status.code, status.details, metadata)
 
 
-def _parts(handler: Any) -> tuple[Any, Any]:
-    """A handler's function and the maker of handlers of its arity."""
-    if handler.request_streaming and handler.response_streaming:
-        return handler.stream_stream, grpc.stream_stream_rpc_method_handler
+class _Messages:
+    """A call's stream of requests, read from bytes one by one; one that cannot be read does not end it."""
+
+    def __init__(self, stream: AsyncIterator[bytes], read: Callable[[bytes], Any]) -> None:
+        self._stream, self._read = aiter(stream), read
+
+    def __aiter__(self) -> _Messages:
+        return self
+
+    async def __anext__(self) -> Any:
+        return self._read(await anext(self._stream))
+
+
+def _reading(behaviour: Callable[[Any, Any], Any], handler: Any) -> Callable[[Any, Any], Any]:
+    """The behaviour, given bytes: gRPC itself would answer those that cannot be read with an unexplained error."""
+    deserialize = handler.request_deserializer
+    if deserialize is None:
+        return behaviour
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            expected = "the message that the call's .proto file tells"
+            raise InvalidArgumentError.field("request", f"{len(data)} bytes that are none", expected) from None
+
     if handler.request_streaming:
-        return handler.stream_unary, grpc.stream_unary_rpc_method_handler
-    if handler.response_streaming:
-        return handler.unary_stream, grpc.unary_stream_rpc_method_handler
-    return handler.unary_unary, grpc.unary_unary_rpc_method_handler
+        return lambda stream, context: behaviour(_Messages(stream, read), context)
+    return lambda data, context: behaviour(read(data), context)

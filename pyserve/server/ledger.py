@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -58,6 +58,27 @@ class RequestLedger:
         finally:
             with self._lock:
                 self._held.discard(request_id)
+
+    def once(self, request_id: str, entry: Entry, make: Callable[[], str]) -> str:
+        """The result of an earlier call with this request id, or else that of `make`; "" asks for no memory.
+
+        Raises:
+            AbortedError: another call with the same id runs.
+            InvalidArgumentError: the id was used for something else.
+        """
+        if not request_id:
+            return make()
+        with self.hold(request_id):
+            known = self.open(request_id, entry)
+            if known.result:
+                return known.result
+            try:
+                result = make()
+            except BaseException:
+                self.forget(request_id)
+                raise
+            self.finish(request_id, result)
+            return result
 
     def open(self, request_id: str, entry: Entry, field: str = "request_id") -> Entry:
         """Remember a request, or find what is remembered of it. Only inside `hold`.

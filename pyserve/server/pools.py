@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -48,7 +49,8 @@ class Pool:
                     metadata={"limit": str(self._max_waiting)},
                 )
             self._pending += 1
-        future = self._executor.submit(partial(function, *args, **kwargs))
+        call = partial(function, *args, **kwargs)
+        future = self._executor.submit(copy_context().run, call)  # so that log lines know their request
         future.add_done_callback(self._leave)
         return await asyncio.wrap_future(future)
 
@@ -64,12 +66,12 @@ class Pool:
 class Pools:
     """The server's pools, apart by how long their work lasts, so that slow work never delays quick work."""
 
-    def __init__(self, *, predict_concurrency: int, max_waiting: int) -> None:
+    def __init__(self, *, max_waiting: int) -> None:
         self.quick = Pool("requests", 8, max_waiting)
-        self.slow = Pool("datasets and insight", 4, max_waiting)
-        self.predict = Pool("prediction", predict_concurrency, max_waiting)
+        self.slow = Pool("datasets", 4, max_waiting)
+        self.insight = Pool("insight", 2, max_waiting)  # minutes of the processor's time each
 
     def close(self) -> None:
         """Close all of them."""
-        for pool in (self.quick, self.slow, self.predict):
+        for pool in (self.quick, self.slow, self.insight):
             pool.close()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import re
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +14,18 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
-from pyserve.errors import FieldViolation, InternalError, PyserveError, status_name
+from pyserve.errors import (
+    DataLossError,
+    FailedPreconditionError,
+    FieldViolation,
+    InternalError,
+    PyserveError,
+    ResourceExhaustedError,
+    is_disk_full,
+    status_name,
+)
+
+log = logging.getLogger(__name__)
 
 DOMAIN = "pyserve"
 # A status travels in HTTP/2 trailers, twice (as text, percent-encoded to at most three times its size, and in
@@ -19,6 +33,31 @@ DOMAIN = "pyserve"
 MAX_MESSAGE_BYTES = 1000
 MAX_VIOLATIONS = 8
 MAX_VALUE_BYTES = 200
+_DISK_RETRY_S = 60.0
+
+
+class StatusTeller:
+    """Tells clients of errors, and the log what they are not told.
+
+    Args:
+        private_paths: folders of the server that no error sentence may show.
+    """
+
+    def __init__(self, private_paths: Sequence[Path] = ()) -> None:
+        self._private_paths = tuple(private_paths)
+
+    def tell(self, error: BaseException, method: str, request_id: str) -> status_pb2.Status:
+        """What the client is told; the log gets the rest under the request's id."""
+        known = isinstance(error, PyserveError)
+        log.log(
+            logging.INFO if known else logging.ERROR,
+            "error method=%s request_id=%s: %s",
+            method,
+            request_id,
+            error,
+            exc_info=None if known else error,
+        )
+        return error_status(error, request_id, self._private_paths)
 
 
 def reason(error: PyserveError) -> str:
@@ -35,7 +74,9 @@ def error_status(error: BaseException, request_id: str, private_paths: Sequence[
         private_paths: folders of the server whose paths are struck out of sentences.
     """
     if not isinstance(error, PyserveError):
-        error = InternalError(f"internal error; see the server's log for request {request_id}")
+        error = _of_the_machine(error) or InternalError(
+            f"internal error; see the server's log for request {request_id}"
+        )
     message = shorten(strike_paths(error.message, private_paths), MAX_MESSAGE_BYTES)
     code = grpc.StatusCode[status_name(error)].value[0]
     metadata = {name: shorten(value, MAX_VALUE_BYTES) for name, value in error.metadata.items()}
@@ -48,6 +89,29 @@ def error_status(error: BaseException, request_id: str, private_paths: Sequence[
     if error.retry_delay_s is not None:
         details.append(_pack(_retry_info(error.retry_delay_s)))
     return status_pb2.Status(code=code, message=message, details=details)
+
+
+def _of_the_machine(error: BaseException) -> PyserveError | None:
+    """What the server's machine lacks, where that is the reason: room, memory, or a folder that can be written."""
+    number = error.errno if isinstance(error, OSError) else None
+    text = str(error) if isinstance(error, sqlite3.Error) else ""
+    if is_disk_full(error):
+        return ResourceExhaustedError(
+            "the server's disk is full", retry_delay_s=_DISK_RETRY_S, metadata={"limit": "disk"}
+        )
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM) or "readonly database" in text:
+        return FailedPreconditionError("the server's data folder cannot be written; its operator must see to it")
+    if number in (errno.EMFILE, errno.ENFILE):
+        return ResourceExhaustedError(
+            "the server has no file descriptors left", retry_delay_s=1.0, metadata={"limit": "descriptors"}
+        )
+    if isinstance(error, MemoryError):
+        return ResourceExhaustedError(
+            "the server's memory is full", retry_delay_s=1.0, metadata={"limit": "memory"}
+        )
+    if "malformed" in text or "not a database" in text:
+        return DataLossError("the server's job store is damaged; its operator must see to it")
+    return None
 
 
 def strike_paths(text: str, private_paths: Sequence[Path]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import re
 import shutil
@@ -19,10 +18,10 @@ from pyserve.errors import (
     AlreadyExistsError,
     DataError,
     FailedPreconditionError,
-    FieldViolation,
     InternalError,
     InvalidArgumentError,
     ResourceExhaustedError,
+    is_disk_full,
 )
 from pyserve.server.ledger import Entry, RequestLedger
 
@@ -36,15 +35,17 @@ UPLOAD = "Upload"
 class UploadPlan:
     """What is about to be sent: the header of an upload.
 
-    `request_id` "" means that nothing is kept when the upload breaks.
+    `resource_id` is the name part of what is made of it, in the call `call`. `request_id` "" means that nothing is
+    kept when the upload breaks.
     """
 
-    dataset_id: str
+    resource_id: str
     size_bytes: int
     sha256: str
     request_id: str
-    offset_bytes: int
+    offset_bytes: int = 0
     options: dict[str, Any] = field(default_factory=dict)
+    call: str = UPLOAD
 
     def request(self) -> dict[str, Any]:
         """The facts that a retry must repeat."""
@@ -55,10 +56,10 @@ class UploadPlan:
         if self.size_bytes < 1:
             raise InvalidArgumentError.field("header.size_bytes", self.size_bytes, "≥ 1")
         if self.size_bytes > max_bytes:
-            description = f"got {self.size_bytes}, expected ≤ {max_bytes}, the server's max_archive_bytes"
-            raise ResourceExhaustedError(
-                f"header.size_bytes: {description}",
-                fields=(FieldViolation("header.size_bytes", description),),
+            raise ResourceExhaustedError.field(
+                "header.size_bytes",
+                self.size_bytes,
+                f"≤ {max_bytes}, the server's max_archive_bytes",
                 metadata={"limit_bytes": str(max_bytes)},
             )
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
@@ -78,8 +79,10 @@ class Uploads:
     def __init__(self, ledger: RequestLedger, max_bytes: int) -> None:
         self._ledger = ledger
         self._max_bytes = max_bytes
-        # Parts without an id belonged to calls of a process that is gone.
-        for path in ledger.folder.glob("once-*.part"):
+
+    def remove_leftovers(self) -> None:
+        """Remove parts without an id: they belonged to calls of a process that is gone. Before the first call."""
+        for path in self._ledger.folder.glob("once-*.part"):
             path.unlink(missing_ok=True)
 
     def begin(self, plan: UploadPlan) -> Upload:
@@ -135,10 +138,10 @@ class Upload:
         """Make ready for the bytes from the plan's offset on.
 
         Args:
-            ensure_free: raises AlreadyExistsError where the dataset id is taken.
+            ensure_free: raises AlreadyExistsError where the resource id is taken.
 
         Returns:
-            "" to go on, or the name of the dataset that an earlier call with this request id made.
+            "" to go on, or the name of what an earlier call with this request id made.
 
         Raises:
             FailedPreconditionError: where the offset is neither 0 nor what has arrived.
@@ -146,12 +149,12 @@ class Upload:
         """
         with self._lock, self._refusing():
             if self._plan.request_id:
-                entry = Entry(UPLOAD, self._plan.request())
+                entry = Entry(self._plan.call, self._plan.request())
                 self._result = self._ledger.open(self._key, entry, "header.request_id").result
             self._opened = True
             if self._result:
                 return self._result
-            ensure_free(self._plan.dataset_id)
+            ensure_free(self._plan.resource_id)
             self._seek()
             self._check_disk()
             return ""
@@ -171,10 +174,10 @@ class Upload:
             self._received = total
 
     def finish(self, make: Callable[[Path], str]) -> str:
-        """Check the archive and make the dataset of it.
+        """Check the archive and make of it what it is for.
 
         Args:
-            make: given the archive's path, makes the dataset and tells its name.
+            make: given the archive's path, makes the resource and tells its name.
 
         Raises:
             InvalidArgumentError: where bytes are missing; what has arrived stays resumable.
@@ -218,10 +221,8 @@ class Upload:
     def _seek(self) -> None:
         arrived, offset = _size(self._part), self._plan.offset_bytes
         if offset not in (0, arrived):
-            description = f"got {offset}, expected 0 or {arrived}, the bytes that have arrived (see QueryUpload)"
-            raise FailedPreconditionError(
-                f"header.offset_bytes: {description}",
-                fields=(FieldViolation("header.offset_bytes", description),),
+            raise FailedPreconditionError.field(
+                "header.offset_bytes", offset, f"0 or {arrived}, the bytes that have arrived (see QueryUpload)"
             )
         with self._part.open("ab") as file:
             file.truncate(offset)
@@ -250,7 +251,7 @@ class Upload:
             self._refused = self._opened
             raise
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_disk_full(error):
                 raise ResourceExhaustedError(
                     "the server's disk is full", retry_delay_s=_DISK_RETRY_S, metadata={"limit": "disk"}
                 ) from error
@@ -261,7 +262,7 @@ class Upload:
         try:
             file.close()
         except OSError as error:  # bytes that a full disk did not take; the size on disk tells what arrived
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_disk_full(error):
                 raise
 
 

@@ -13,6 +13,20 @@ STOPPED_STATUS: Mapping[StopKind, Status] = {"cancel": "cancelled", "interrupt":
 
 
 @dataclass(frozen=True)
+class PhaseInfo:
+    """A phase that begins."""
+
+    name: str
+    phase: int  # counted from 1
+    total_phases: int
+    first_epoch: int  # counted from 1, over all phases
+    epochs: int
+    learning_rate: float  # highest, of the head
+    schedule: str
+    frozen: bool  # only the head learns
+
+
+@dataclass(frozen=True)
 class StepInfo:
     """One optimiser step that is done."""
 
@@ -24,6 +38,7 @@ class StepInfo:
     smoothed_loss: float  # debiased moving average, nats
     learning_rates: tuple[float, ...]  # of each layer group that learns, head last
     images: int  # pictures of this step
+    phase: str = ""  # name of the running one
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,7 @@ class EpochInfo:
     metrics: Mapping[str, float]  # "train_loss"; "loss" and "accuracy" of the validation part
     best: bool
     elapsed_s: float
+    phase: str = ""  # name of the one it belongs to
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,9 @@ class CurvePoint:
 
 class Callbacks(Protocol):
     """What the caller of a training hears. Called in the training's own thread."""
+
+    def on_phase(self, info: PhaseInfo) -> None:
+        """Before a phase's first step; its learning rate is known."""
 
     def on_step(self, info: StepInfo) -> None:
         """After every step; on a GPU several at once, so that it need not wait for each."""
@@ -75,6 +94,9 @@ class Callbacks(Protocol):
 
 class Silent:
     """Callbacks that say nothing and never stop; a base for those that need only some."""
+
+    def on_phase(self, info: PhaseInfo) -> None:
+        """See `Callbacks.on_phase`."""
 
     def on_step(self, info: StepInfo) -> None:
         """See `Callbacks.on_step`."""

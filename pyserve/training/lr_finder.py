@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pyserve.errors import FailedPreconditionError
 from pyserve.training.callbacks import STOPPED_STATUS, Callbacks, Status, Stopped, raise_if_stopped
+from pyserve.training.lr_curve import problem_of
 from pyserve.training.lr_rules import RULES, suggest
 from pyserve.training.range_test import Curve, RangeTest, range_test
 
 if TYPE_CHECKING:
     from pyserve.data.manifest import Manifest
     from pyserve.spec import FindLearningRateSpec
-    from pyserve.training.recipe import TrainDirs
+    from pyserve.training.prepare import TrainDirs
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def suggest_all(runs: Sequence[Curve]) -> dict[str, Suggestion]:
         rates, problem = [], ""
         for curve in runs:
             try:
-                rates.append(suggest(rule, curve.lrs, curve.smoothed, curve.planned))
+                rates.append(suggest(rule, curve))
             except FailedPreconditionError as error:
                 problem = error.message
         if rates:
@@ -75,6 +76,22 @@ def suggest_all(runs: Sequence[Curve]) -> dict[str, Suggestion]:
         else:
             suggestions[rule] = Suggestion(rule, None, problem=problem)
     return suggestions
+
+
+def useful(runs: Sequence[Curve], warn: Callable[[str, str], None]) -> list[Curve]:
+    """The curves that can be read; those that cannot are told.
+
+    Raises:
+        FailedPreconditionError: none can be read; says why.
+    """
+    problems = [problem_of(curve) for curve in runs]
+    kept = [curve for curve, problem in zip(runs, problems, strict=True) if problem is None]
+    if not kept:
+        raise FailedPreconditionError("; ".join(dict.fromkeys(problem for problem in problems if problem)))
+    for run, problem in enumerate(problems):
+        if problem is not None:
+            warn("useless_curve", f"run {run + 1} of {len(runs)} is left out: {problem}")
+    return kept
 
 
 def recommend(suggestions: Mapping[str, Suggestion], rule: str) -> Suggestion:
@@ -97,7 +114,7 @@ def find_learning_rate(
     The body is frozen where the whole training has it frozen; `frozen_epochs` before that play no part.
 
     Raises:
-        FailedPreconditionError: the curve is too short, or no rule found a rate.
+        FailedPreconditionError: the curves are flat, too short, or diverge at once, or no rule found a rate.
     """
     runs: list[Curve] = []
     try:
@@ -105,7 +122,7 @@ def find_learning_rate(
             runs.append(_run(spec, run, manifest, dirs, callbacks))
     except Stopped as stop:
         return LrFinderResult(STOPPED_STATUS[stop.kind], runs)
-    suggestions = suggest_all(runs)
+    suggestions = suggest_all(useful(runs, callbacks.on_warning))
     chosen = recommend(suggestions, spec.rule)
     if chosen.rule != spec.rule:
         callbacks.on_warning(
@@ -116,16 +133,20 @@ def find_learning_rate(
 
 
 def _run(spec: FindLearningRateSpec, run: int, manifest: Manifest, dirs: TrainDirs, callbacks: Callbacks) -> Curve:
-    from pyserve.training.recipe import learner_config, prepare  # the range test itself needs torch alone
+    from pyserve.training.phases import Phase
+    from pyserve.training.prepare import prepare  # the range test itself needs torch alone
+    from pyserve.training.stages import Stages
 
     training = spec.training.model_copy(update={"seed": (spec.training.seed + run) % 2**31})
-    config = learner_config(training)
-    prepared = prepare(training, manifest, dirs, callbacks, config)
+    prepared = prepare(training, manifest, dirs, callbacks)
+    phase = Phase(1, None, frozen=training.freeze_body, precomputed=training.freeze_body and training.precompute)
+    stages = Stages(training, prepared.network, prepared.pictures, (phase,), lambda: raise_if_stopped(callbacks))
+    stage = stages.of(0)
     options = RangeTest(spec.start_lr, spec.end_lr, spec.steps, spec.mode, spec.divergence_factor)
     return range_test(
-        prepared.network,
-        config,
-        prepared.train,
+        stage.network,
+        prepared.config,
+        stage.train,
         options,
         run=run,
         frozen=training.freeze_body,

@@ -1,7 +1,8 @@
 """Where on the curve of a range test the learning rate should lie: pure functions of (lrs, losses).
 
-A rule takes the trimmed curve, learning rates ascending and smoothed losses, and gives one learning rate, or an
-error that says why there is none. To add one: a function decorated with `@register(name)`; spec, command line and
+A rule takes the trimmed curve, learning rates ascending and losses, and gives one learning rate, or an error that
+says why there is none. Most read the smoothed losses; one that looks through the noise itself reads those of the
+mini-batches (`reads="losses"`). To add one: a function decorated with `@register(name)`; spec, command line and
 tests enumerate `RULES`.
 """
 
@@ -10,23 +11,31 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from pyserve.errors import FailedPreconditionError
+from pyserve.training.lr_curve import fall_of
+
+if TYPE_CHECKING:
+    from pyserve.training.range_test import Curve
 
 Rule = Callable[[Sequence[float], Sequence[float]], float]
+Reads = Literal["smoothed", "losses"]
 RULES: dict[str, Rule] = {}
+_READS: dict[str, Reads] = {}
 
 _TRIMMED_END = 5  # the last points, where the loss already runs away
 _FEWEST = 4  # points of a trimmed curve that can have a shape
+_KNEE = 0.7  # of the fall; benchmarks/lr_advice.py
 _SLIDE_WIDTH = 15
 _SLIDE_THRESHOLD = 0.005
 
 
-def register(name: str) -> Callable[[Rule], Rule]:
+def register(name: str, *, reads: Reads = "smoothed") -> Callable[[Rule], Rule]:
     """Enter a rule into `RULES`."""
 
     def enter(rule: Rule) -> Rule:
-        RULES[name] = rule
+        RULES[name], _READS[name] = rule, reads
         return rule
 
     return enter
@@ -37,17 +46,18 @@ def trim(values: Sequence[float], planned: int) -> list[float]:
     return list(values[planned // 10 : max(len(values) - _TRIMMED_END, 0)])
 
 
-def suggest(rule: str, lrs: Sequence[float], losses: Sequence[float], planned: int) -> float:
+def suggest(rule: str, curve: Curve) -> float:
     """The learning rate of one rule on a whole curve, which is trimmed first.
 
     Raises:
         FailedPreconditionError: too few points are left, or the rule finds no place on the curve.
     """
-    kept_lrs, kept_losses = trim(lrs, planned), trim(losses, planned)
+    values = curve.losses if _READS[rule] == "losses" else curve.smoothed
+    kept_lrs, kept_losses = trim(curve.lrs, curve.planned), trim(values, curve.planned)
     if len(kept_lrs) < _FEWEST:
         raise FailedPreconditionError(
-            f"{rule}: the range test gave {len(lrs)} points, of which {len(kept_lrs)} are left without the first "
-            f"{planned // 10} and the last {_TRIMMED_END}; expected at least {_FEWEST}: "
+            f"{rule}: the range test gave {len(values)} points, of which {len(kept_lrs)} are left without the "
+            f"first {curve.planned // 10} and the last {_TRIMMED_END}; expected at least {_FEWEST}: "
             "begin at a lower start_lr or take more steps"
         )
     return RULES[rule](kept_lrs, kept_losses)
@@ -82,6 +92,19 @@ def longest_decrease(values: Sequence[float]) -> list[int]:
         run.append(index)
         index = before[index]
     return run[::-1]
+
+
+@register("knee", reads="losses")
+def knee(lrs: Sequence[float], losses: Sequence[float]) -> float:
+    """Where the loss has done 70 % of its fall: beyond the steep part, before the bottom, where it turns ragged.
+
+    The fall is the isotonic fit of the mini-batches' losses (`lr_curve.Fall`), so the answer does not lag behind
+    as one read off a moving average does.
+    """
+    fall = fall_of(losses, max(len(losses) // 10, 3))
+    if not fall.is_real:
+        raise FailedPreconditionError("knee: the loss falls by no more than its scatter")
+    return lrs[fall.reaches(_KNEE)]
 
 
 @register("steep")

@@ -31,6 +31,21 @@ class Network:
         groups = tuple(tuple(names[id(p)] for p in group) for group in layer_groups)
         return cls(model, groups, frozenset(names[id(p)] for p in head))
 
+    @property
+    def head_module(self) -> nn.Module:
+        """The module that the head's parameters belong to."""
+        return self.model.get_submodule(self._head_name)
+
+    def head_alone(self) -> Network:
+        """The head as a network of its own, on the same parameters: for features in place of pictures."""
+        names = tuple(name.rpartition(".")[2] for name in sorted(self.head))
+        return Network(self.head_module, (names,), frozenset(names))
+
+    @property
+    def _head_name(self) -> str:
+        (name,) = {name.rpartition(".")[0] for name in self.head}
+        return name
+
     def freeze_body(self, frozen: bool) -> None:
         """Let only the head learn, or (False) everything."""
         for name, parameter in self.model.named_parameters():
@@ -45,11 +60,10 @@ class Network:
 
     def body_batch_norms(self) -> list[nn.Module]:
         """The BatchNorm modules outside the head."""
-        head_modules = {name.rpartition(".")[0] for name in self.head}
         return [
             module
             for name, module in self.model.named_modules()
-            if isinstance(module, _BATCH_NORM) and name not in head_modules
+            if isinstance(module, _BATCH_NORM) and name != self._head_name
         ]
 
     def weights(self) -> dict[str, torch.Tensor]:

@@ -16,12 +16,12 @@ from typing import Literal
 
 from pyserve.errors import InvalidArgumentError
 from pyserve.training.callbacks import CurvePoint
-from pyserve.training.learner import LearnerConfig, closing
+from pyserve.training.config import LearnerConfig
 from pyserve.training.loss_watch import debiased
 from pyserve.training.network import Network
 from pyserve.training.optim import set_rates
 from pyserve.training.seeding import derive_seed, deterministic, kept_random_state
-from pyserve.training.step import Batch, Batches
+from pyserve.training.step import Batch, Batches, closing
 
 _BETA = 0.98
 _BEST_AFTER = 10  # steps before the best loss counts: the first ones swing
@@ -109,7 +109,7 @@ def range_test(
     curve = Curve(planned=len(rates))
     step = dataclasses.replace(config.step, seed=derive_seed(config.step.seed, run))
     device = next(network.model.parameters()).device
-    with kept_random_state(), deterministic(device), closing(_cycle(batches)) as stream:
+    with kept_random_state(), deterministic(device), closing(endless(batches)) as stream:
         twin = dataclasses.replace(network, model=copy.deepcopy(network.model))
         twin.freeze_body(frozen)
         twin.train_mode(freeze_batch_norm=config.freeze_batch_norm)
@@ -137,7 +137,7 @@ def range_test(
     return curve
 
 
-def _cycle(batches: Batches) -> Iterator[Batch]:
+def endless(batches: Batches) -> Iterator[Batch]:
     """Epoch after epoch without end."""
     for epoch in itertools.count():
         with closing(batches.epoch(epoch)) as stream:

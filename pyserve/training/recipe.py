@@ -1,55 +1,35 @@
-"""A training from its spec: data, model on our kernels, phases, learner, and the plain model that comes out.
-
-With `frozen_epochs` the head learns first, on a one-cycle of its own; then everything does, with a fresh
-optimiser, on the spec's schedule. This differs from fastai's `fine_tune` in two points: the spec's learning rate
-is the highest of both phases, for it is the one the finder suggests, and the head's cycle comes down again, so
-that the body never meets a head that is still moving fast.
-"""
+"""A training from its spec: data, network, phases, learner, and the plain model that comes out."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from pyserve import models
-from pyserve.data.batches import TrainBatches, ValidBatches
-from pyserve.data.manifest import Manifest
-from pyserve.data.tensors import PartTensors, load_part
-from pyserve.data.transforms import presize_for
 from pyserve.errors import FailedPreconditionError
-from pyserve.kernels.fuse import fuse
+from pyserve.models.snapshots import EPOCHS as SNAPSHOT_EPOCHS
+from pyserve.models.snapshots import SnapshotFacts, keep_snapshot
+from pyserve.spec import DEFAULT_RULE
 from pyserve.training.callbacks import STOPPED_STATUS, Callbacks, Status, Stopped, raise_if_stopped
 from pyserve.training.checkpoint import CheckpointStore
-from pyserve.training.learner import Learner, LearnerConfig
-from pyserve.training.network import Network
+from pyserve.training.evaluation import evaluate
+from pyserve.training.learner import Learner, Stage
+from pyserve.training.lr_finder import recommend, suggest_all, useful
 from pyserve.training.phases import Phase
-from pyserve.training.step import TrainStep
+from pyserve.training.plans import plan_phases
+from pyserve.training.prepare import Prepared, TrainDirs, prepare
+from pyserve.training.range_test import RangeTest, range_test
+from pyserve.training.stages import Stages
+from pyserve.training.step import closing
 
 if TYPE_CHECKING:
+    from pyserve.data.manifest import Manifest
     from pyserve.spec import TrainSpec
-
-
-@dataclass(frozen=True)
-class TrainDirs:
-    """Where a training reads and writes.
-
-    Args:
-        job_dir: its own folder; checkpoints go into `checkpoints` below it.
-        cache_dir: decoded pictures and downloaded weights, shared by all jobs.
-        weights_roots: folders in which the spec's `weights` may name a file.
-        weights_path: the file that the spec's `weights` stands for where it names a stored model.
-    """
-
-    job_dir: Path
-    cache_dir: Path
-    weights_roots: Sequence[Path] = ()
-    weights_path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -67,94 +47,10 @@ class TrainOutcome:
     epochs_run: int = 0
     stopped_early: bool = False
     history: Sequence[Mapping[str, float]] = ()
-    learning_rate: float = 0.0
+    learning_rate: float = 0.0  # highest of the last phase
     elapsed_s: float = 0.0
     image_size: int = 0
     presize: int = 0
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What training and range test have in common: the network on its device and the data."""
-
-    network: Network
-    config: LearnerConfig
-    train: TrainBatches
-    valid: ValidBatches
-    image_size: int
-    presize: int
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of a spec: "auto" takes a GPU where there is one.
-
-    Raises:
-        FailedPreconditionError: "cuda" where torch sees no GPU.
-    """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise FailedPreconditionError("device: got 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
-
-
-def learner_config(
-    spec: TrainSpec, *, checkpoint_interval_s: float = 60.0, suggested_lr: float | None = None
-) -> LearnerConfig:
-    """The part of a spec that says how to learn."""
-    step = TrainStep(
-        precision=spec.precision,
-        label_smoothing=spec.label_smoothing,
-        gradient_accumulation=spec.gradient_accumulation,
-        gradient_clip_norm=spec.gradient_clip_norm,
-        seed=spec.seed,
-    )
-    return LearnerConfig(
-        step=step,
-        optimizer=spec.optimizer,
-        momentum=spec.momentum,
-        weight_decay=spec.effective_weight_decay,
-        body_lr_factor=spec.body_lr_factor,
-        # without weights the statistics of a body are still to be made
-        freeze_batch_norm=bool(spec.weights) and spec.effective_freeze_batch_norm,
-        patience=spec.early_stopping_patience,
-        monitor=spec.monitor,
-        suggested_lr=suggested_lr,
-        checkpoint_interval_s=checkpoint_interval_s,
-    )
-
-
-def plan_phases(spec: TrainSpec) -> tuple[Phase, ...]:
-    """Head only for `frozen_epochs`, then the spec's epochs on its schedule."""
-    rate = spec.effective_learning_rate
-    main = Phase(
-        spec.epochs,
-        rate,
-        spec.schedule,
-        cycle_epochs=spec.cycle_epochs,
-        cycle_mult=spec.cycle_mult,
-        frozen=spec.freeze_body,
-    )
-    return (Phase(spec.frozen_epochs, rate, frozen=True), main) if spec.frozen_epochs else (main,)
-
-
-def prepare(
-    spec: TrainSpec, manifest: Manifest, dirs: TrainDirs, callbacks: Callbacks, config: LearnerConfig
-) -> Prepared:
-    """Decode the pictures (once; then from the cache) and build the network on its device.
-
-    Raises:
-        Stopped: `should_stop` asked for it.
-    """
-    device = choose_device(spec.device)
-    architecture = models.get_architecture(spec.architecture)
-    image_size = spec.image_size or architecture.image_size
-    presize = presize_for(image_size, spec.augment)
-    view = {"image_size": image_size, "mean": architecture.mean, "std": architecture.std, "device": device}
-    parts = {part: _load_part(manifest, part, presize, dirs, callbacks) for part in ("train", "valid")}
-    train = TrainBatches(parts["train"], batch_size=spec.batch_size, augment=spec.augment, seed=spec.seed, **view)
-    valid = ValidBatches(parts["valid"], batch_size=spec.batch_size, **view)
-    network = _build_network(spec, len(manifest.classes), dirs, callbacks, device)
-    return Prepared(network, config, train, valid, image_size, presize)
 
 
 def train(
@@ -166,37 +62,48 @@ def train(
     resume: bool = False,
     checkpoint_interval_s: float = 60.0,
     suggested_lr: float | None = None,
+    time_budget_s: float | None = None,
 ) -> TrainOutcome:
     """Train a network on a data set.
 
     Args:
-        spec: what and how; its learning rate is already that of `lr_from` where one is taken from there.
+        spec: what and how; its recipe is not "auto", its learning rate already that of the job in `lr_from`.
         manifest: the data.
         dirs: where to read and write.
         callbacks: who hears about it and may stop it.
         resume: go on from the newest checkpoint in `dirs.job_dir`, if there is one.
         checkpoint_interval_s: a checkpoint at least this often, beside those at the ends of epochs.
         suggested_lr: what a learning-rate finder said, for the spoken warnings.
+        time_budget_s: what the epochs may take; a training that will take longer says so.
 
     Raises:
         FailedPreconditionError: the training diverged, the device is missing, or the checkpoint is of another one.
         DataLossError: every checkpoint is damaged.
         InvalidArgumentError: an unknown architecture, weights that do not fit.
     """
-    config = learner_config(spec, checkpoint_interval_s=checkpoint_interval_s, suggested_lr=suggested_lr)
+    phases = plan_phases(spec)
     try:
-        prepared = prepare(spec, manifest, dirs, callbacks, config)
+        prepared = prepare(
+            spec,
+            manifest,
+            dirs,
+            callbacks,
+            checkpoint_interval_s=checkpoint_interval_s,
+            suggested_lr=suggested_lr,
+            time_budget_s=time_budget_s,
+        )
     except Stopped as stop:
         return TrainOutcome(STOPPED_STATUS[stop.kind], None)
-    phases = plan_phases(spec)
+    stages = Stages(spec, prepared.network, prepared.pictures, phases, lambda: raise_if_stopped(callbacks))
     learner = Learner(
         prepared.network,
-        config,
-        prepared.train,
-        prepared.valid,
+        prepared.config,
         phases,
+        stages.of,
         callbacks=callbacks,
+        find_rate=_rate_finder(spec, prepared, phases, stages, callbacks),
         store=CheckpointStore(dirs.job_dir / "checkpoints"),
+        keep=_snapshot_keeper(spec, prepared, dirs, len(manifest.classes)) if spec.snapshots else None,
         identity=_identity(spec, manifest),
     )
     if resume and learner.restore():
@@ -205,38 +112,74 @@ def train(
         message = f"{spec.epochs} epochs end in the middle of a cycle; end at a cycle's end for the best weights"
         callbacks.on_warning("cycle_cut_short", message)
     status = learner.fit()
-    return _outcome(spec, prepared, learner, status, len(manifest.classes))
+    metrics = dict(learner.state.best_metrics)
+    if status == "done" and spec.tta:
+        try:
+            metrics |= _with_tta(learner, stages, callbacks)
+        except Stopped as stop:
+            status = STOPPED_STATUS[stop.kind]
+    return _outcome(spec, prepared, learner, status, metrics, len(manifest.classes))
 
 
-def _load_part(manifest: Manifest, part: str, presize: int, dirs: TrainDirs, callbacks: Callbacks) -> PartTensors:
-    count = len(manifest.part_items(part))
-    callbacks.on_log(f"reading {count} pictures of the {part} part at {presize} pixels")
-    return load_part(
-        manifest,
-        part,
-        presize,
-        dirs.cache_dir,
-        threads=torch.get_num_threads(),
-        progress=lambda done, total: raise_if_stopped(callbacks),
-    )
+def _rate_finder(
+    spec: TrainSpec, prepared: Prepared, phases: Sequence[Phase], stages: Stages, callbacks: Callbacks
+) -> Callable[[int, Stage, float], float]:
+    """What finds the rate of a phase by a range test.
+
+    Where the curve is of no use, as that of a head which has learnt all it can, the rate of the phase before is a
+    better guess than the default.
+    """
+
+    def find(index: int, stage: Stage, before: float) -> float:
+        phase = phases[index]
+        if phase.rate_from_activations:
+            stage = stages.on_activations()
+        callbacks.on_log(f"looking for the learning rate of phase {index + 1}, {phase.name}")
+        curve = range_test(
+            stage.network,
+            prepared.config,
+            stage.train,
+            RangeTest(),
+            run=index,
+            frozen=phase.frozen,
+            on_point=callbacks.on_curve_point,
+            before_step=lambda: raise_if_stopped(callbacks),
+        )
+        try:
+            found = recommend(suggest_all(useful([curve], callbacks.on_warning)), DEFAULT_RULE)
+        except FailedPreconditionError as error:
+            rate = before or spec.effective_learning_rate
+            callbacks.on_warning("no_learning_rate_found", f"{error.message}; taking {rate:g} instead")
+            return rate
+        assert found.learning_rate is not None  # noqa: S101  recommend gives one or raises
+        callbacks.on_log(f"rule {found.rule} suggests {found.learning_rate:.3g}")
+        return found.learning_rate
+
+    return find
 
 
-def _build_network(
-    spec: TrainSpec, classes: int, dirs: TrainDirs, callbacks: Callbacks, device: torch.device
-) -> Network:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)
-        model = models.create_model(spec.architecture, classes)
-    if spec.weights:
-        source, roots = spec.weights, list(dirs.weights_roots)
-        if dirs.weights_path is not None:
-            source, roots = str(dirs.weights_path), [*roots, dirs.weights_path.parent]
-        report = models.load_weights(model, source, roots=roots, cache_dir=dirs.cache_dir)
-        callbacks.on_log(f"weights from {spec.weights}: {report}")
-    groups = models.layer_groups(model)
-    named = Network.of(model, groups, models.head_parameters(model))
-    fused = fuse(model, inference=False).to(device, memory_format=torch.channels_last)
-    return Network(fused, named.layer_groups, named.head)
+def _snapshot_keeper(spec: TrainSpec, prepared: Prepared, dirs: TrainDirs, classes: int) -> Callable[[int], None]:
+    """What keeps the weights after some epochs, for looking at how features came about."""
+    facts = SnapshotFacts(spec.architecture, classes, prepared.pictures.image_size, prepared.presize)
+
+    def keep(epoch: int) -> None:
+        if epoch in SNAPSHOT_EPOCHS:
+            keep_snapshot(dirs.job_dir, epoch, prepared.network.weights(), facts)
+
+    return keep
+
+
+def _with_tta(learner: Learner, stages: Stages, callbacks: Callbacks) -> dict[str, float]:
+    """The best weights' metrics with test-time augmentation."""
+    callbacks.on_log("measuring with test-time augmentation")
+    with closing(stages.valid_batches().tta_epoch()) as batches:
+        measured = evaluate(
+            learner.network.model,
+            batches,
+            lambda: raise_if_stopped(callbacks),
+            learner.config.step.precision,
+        )
+    return {f"tta_{name}": value for name, value in measured.items()}
 
 
 def _identity(spec: TrainSpec, manifest: Manifest) -> str:
@@ -244,7 +187,14 @@ def _identity(spec: TrainSpec, manifest: Manifest) -> str:
     return hashlib.sha256(f"{spec.model_dump_json()} {manifest.digest}".encode()).hexdigest()
 
 
-def _outcome(spec: TrainSpec, prepared: Prepared, learner: Learner, status: Status, classes: int) -> TrainOutcome:
+def _outcome(
+    spec: TrainSpec,
+    prepared: Prepared,
+    learner: Learner,
+    status: Status,
+    metrics: Mapping[str, float],
+    classes: int,
+) -> TrainOutcome:
     state = learner.state
     with torch.random.fork_rng(devices=[]):
         model = models.create_model(spec.architecture, classes)
@@ -252,13 +202,13 @@ def _outcome(spec: TrainSpec, prepared: Prepared, learner: Learner, status: Stat
     return TrainOutcome(
         status=status,
         model=model.eval(),
-        metrics=state.best_metrics,
+        metrics=metrics,
         best_epoch=state.best_epoch,
         epochs_run=state.epoch,
         stopped_early=state.stopped_early,
         history=state.history,
-        learning_rate=spec.effective_learning_rate,
+        learning_rate=learner.last_rate,
         elapsed_s=state.elapsed_s,
-        image_size=prepared.image_size,
+        image_size=prepared.pictures.image_size,
         presize=prepared.presize,
     )

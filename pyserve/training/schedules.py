@@ -38,7 +38,7 @@ class Span:
         return self.cycle_steps or max(self.total_steps, 1)
 
 
-Schedule = Callable[[int, Span], Point]
+Schedule = Callable[..., Point]  # of (step, span), and of options that only some have
 SCHEDULES: dict[str, Schedule] = {}
 CYCLIC = ("sgdr", "triangular", "triangular2", "exp_range")
 

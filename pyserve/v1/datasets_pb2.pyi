@@ -260,6 +260,8 @@ class Dataset(_message.Message):
     BAD_IMAGES_FIELD_NUMBER: _builtins.int
     HAS_OWN_SPLIT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"datasets/{dataset_id}"."""
     train_count: _builtins.int
@@ -274,6 +276,8 @@ class Dataset(_message.Message):
     """
     has_own_split: _builtins.bool
     """True where train/ and valid/ came with the folder, false where the split was drawn."""
+    version: _builtins.int
+    """1, and 1 more for each Relabel on the way to it."""
     @_builtins.property
     def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetClass]:
         """The classes in label order; a model's output i is class i."""
@@ -285,6 +289,10 @@ class Dataset(_message.Message):
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
+
+    @_builtins.property
+    def origin(self) -> Global___Origin:
+        """What it was made from and how it differs, where Relabel made it."""
 
     def __init__(
         self,
@@ -298,14 +306,78 @@ class Dataset(_message.Message):
         bad_images: _abc.Iterable[Global___BadImage] | None = ...,
         has_own_split: _builtins.bool = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        version: _builtins.int = ...,
+        origin: Global___Origin | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "origin", b"origin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_images", b"bad_images", "classes", b"classes", "create_time", b"create_time", "digest", b"digest", "has_own_split", b"has_own_split", "name", b"name", "size_bytes", b"size_bytes", "train_count", b"train_count", "valid_count", b"valid_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_images", b"bad_images", "classes", b"classes", "create_time", b"create_time", "digest", b"digest", "has_own_split", b"has_own_split", "name", b"name", "origin", b"origin", "size_bytes", b"size_bytes", "train_count", b"train_count", "valid_count", b"valid_count", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Dataset: _TypeAlias = Dataset  # noqa: Y015
+
+@_typing.final
+class Origin(_message.Message):
+    """What a corrected version of a dataset was made from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    CORRECTIONS_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    """"datasets/{dataset_id}"."""
+    digest: _builtins.str
+    """Digest of that dataset."""
+    @_builtins.property
+    def corrections(self) -> _containers.RepeatedCompositeFieldContainer[Global___Correction]:
+        """What was corrected."""
+
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        corrections: _abc.Iterable[Global___Correction] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrections", b"corrections", "dataset", b"dataset", "digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Origin: _TypeAlias = Origin  # noqa: Y015
+
+@_typing.final
+class Correction(_message.Message):
+    """A label that was corrected."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    OLD_LABEL_FIELD_NUMBER: _builtins.int
+    NEW_LABEL_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Path inside the dataset."""
+    old_label: _builtins.str
+    """The label it had."""
+    new_label: _builtins.str
+    """The label it has; empty where the picture was taken out."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        old_label: _builtins.str = ...,
+        new_label: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["new_label", b"new_label", "old_label", b"old_label", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Correction: _TypeAlias = Correction  # noqa: Y015
 
 @_typing.final
 class DatasetClass(_message.Message):
@@ -362,6 +434,72 @@ class BadImage(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BadImage: _TypeAlias = BadImage  # noqa: Y015
+
+@_typing.final
+class RelabelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CORRECTIONS_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    DATASET_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """A UUID chosen by the client; a retried call with the same one returns the first result."""
+    name: _builtins.str
+    """"datasets/{dataset_id}" whose labels are corrected. Required."""
+    dataset_id: _builtins.str
+    """Name part of the new version; default: the old one's with "-v{n}", n its version."""
+    @_builtins.property
+    def corrections(self) -> _containers.RepeatedCompositeFieldContainer[Global___CorrectLabel]:
+        """Pictures with a wrong label."""
+
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Paths of pictures that the new version leaves out, such as duplicates."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        corrections: _abc.Iterable[Global___CorrectLabel] | None = ...,
+        removed: _abc.Iterable[_builtins.str] | None = ...,
+        dataset_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrections", b"corrections", "dataset_id", b"dataset_id", "name", b"name", "removed", b"removed", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RelabelRequest: _TypeAlias = RelabelRequest  # noqa: Y015
+
+@_typing.final
+class CorrectLabel(_message.Message):
+    """The right label of a picture."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Path inside the dataset."""
+    label: _builtins.str
+    """One of the dataset's classes, another one than it has."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        label: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CorrectLabel: _TypeAlias = CorrectLabel  # noqa: Y015
 
 @_typing.final
 class GetDatasetRequest(_message.Message):

@@ -61,6 +61,11 @@ class DatasetsStub(object):
                 request_serializer=pyserve_dot_v1_dot_datasets__pb2.ListDatasetsRequest.SerializeToString,
                 response_deserializer=pyserve_dot_v1_dot_datasets__pb2.ListDatasetsResponse.FromString,
                 _registered_method=True)
+        self.Relabel = channel.unary_unary(
+                '/pyserve.v1.Datasets/Relabel',
+                request_serializer=pyserve_dot_v1_dot_datasets__pb2.RelabelRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_datasets__pb2.Dataset.FromString,
+                _registered_method=True)
         self.Delete = channel.unary_unary(
                 '/pyserve.v1.Datasets/Delete',
                 request_serializer=pyserve_dot_v1_dot_datasets__pb2.DeleteDatasetRequest.SerializeToString,
@@ -109,6 +114,14 @@ class DatasetsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Relabel(self, request, context):
+        """Makes a new version of a dataset from corrected labels. It is a dataset of its own ("datasets/pets-v2" after
+        "datasets/pets"); the old one stays as it is, so that a name means the same pictures and labels for ever.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Delete(self, request, context):
         """Removes a dataset; FAILED_PRECONDITION while a job that has not ended uses it.
         """
@@ -143,6 +156,11 @@ def add_DatasetsServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=pyserve_dot_v1_dot_datasets__pb2.ListDatasetsRequest.FromString,
                     response_serializer=pyserve_dot_v1_dot_datasets__pb2.ListDatasetsResponse.SerializeToString,
+            ),
+            'Relabel': grpc.unary_unary_rpc_method_handler(
+                    servicer.Relabel,
+                    request_deserializer=pyserve_dot_v1_dot_datasets__pb2.RelabelRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_datasets__pb2.Dataset.SerializeToString,
             ),
             'Delete': grpc.unary_unary_rpc_method_handler(
                     servicer.Delete,
@@ -286,6 +304,33 @@ class Datasets(object):
             '/pyserve.v1.Datasets/List',
             pyserve_dot_v1_dot_datasets__pb2.ListDatasetsRequest.SerializeToString,
             pyserve_dot_v1_dot_datasets__pb2.ListDatasetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Relabel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pyserve.v1.Datasets/Relabel',
+            pyserve_dot_v1_dot_datasets__pb2.RelabelRequest.SerializeToString,
+            pyserve_dot_v1_dot_datasets__pb2.Dataset.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,10 @@ class DatasetsStub:
     """One dataset."""
     List: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.ListDatasetsRequest, _datasets_pb2.ListDatasetsResponse]
     """All datasets, newest first, in pages."""
+    Relabel: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.RelabelRequest, _datasets_pb2.Dataset]
+    """Makes a new version of a dataset from corrected labels. It is a dataset of its own ("datasets/pets-v2" after
+    "datasets/pets"); the old one stays as it is, so that a name means the same pictures and labels for ever.
+    """
     Delete: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.DeleteDatasetRequest, _empty_pb2.Empty]
     """Removes a dataset; FAILED_PRECONDITION while a job that has not ended uses it."""
 
@@ -74,6 +78,10 @@ class DatasetsAsyncStub(DatasetsStub):
     """One dataset."""
     List: _aio.UnaryUnaryMultiCallable[_datasets_pb2.ListDatasetsRequest, _datasets_pb2.ListDatasetsResponse]  # type: ignore[assignment]
     """All datasets, newest first, in pages."""
+    Relabel: _aio.UnaryUnaryMultiCallable[_datasets_pb2.RelabelRequest, _datasets_pb2.Dataset]  # type: ignore[assignment]
+    """Makes a new version of a dataset from corrected labels. It is a dataset of its own ("datasets/pets-v2" after
+    "datasets/pets"); the old one stays as it is, so that a name means the same pictures and labels for ever.
+    """
     Delete: _aio.UnaryUnaryMultiCallable[_datasets_pb2.DeleteDatasetRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Removes a dataset; FAILED_PRECONDITION while a job that has not ended uses it."""
 
@@ -123,6 +131,16 @@ class DatasetsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_datasets_pb2.ListDatasetsResponse, _abc.Awaitable[_datasets_pb2.ListDatasetsResponse]]:
         """All datasets, newest first, in pages."""
+
+    @_abc_1.abstractmethod
+    def Relabel(
+        self,
+        request: _datasets_pb2.RelabelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_datasets_pb2.Dataset, _abc.Awaitable[_datasets_pb2.Dataset]]:
+        """Makes a new version of a dataset from corrected labels. It is a dataset of its own ("datasets/pets-v2" after
+        "datasets/pets"); the old one stays as it is, so that a name means the same pictures and labels for ever.
+        """
 
     @_abc_1.abstractmethod
     def Delete(

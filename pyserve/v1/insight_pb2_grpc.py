@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from pyserve.v1 import insight_pb2 as pyserve_dot_v1_dot_insight__pb2
+from pyserve.v1 import models_pb2 as pyserve_dot_v1_dot_models__pb2
 
 GRPC_GENERATED_VERSION = '1.75.1'
 GRPC_VERSION = grpc.__version__
@@ -45,6 +46,76 @@ class InsightStub(object):
                 request_serializer=pyserve_dot_v1_dot_insight__pb2.ConfusionMatrixRequest.SerializeToString,
                 response_deserializer=pyserve_dot_v1_dot_insight__pb2.ConfusionMatrixResponse.FromString,
                 _registered_method=True)
+        self.CompareModels = channel.unary_unary(
+                '/pyserve.v1.Insight/CompareModels',
+                request_serializer=pyserve_dot_v1_dot_insight__pb2.CompareModelsRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_insight__pb2.CompareModelsResponse.FromString,
+                _registered_method=True)
+        self.Calibration = channel.unary_unary(
+                '/pyserve.v1.Insight/Calibration',
+                request_serializer=pyserve_dot_v1_dot_insight__pb2.CalibrationRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_insight__pb2.CalibrationResponse.FromString,
+                _registered_method=True)
+        self.Calibrate = channel.unary_unary(
+                '/pyserve.v1.Insight/Calibrate',
+                request_serializer=pyserve_dot_v1_dot_insight__pb2.CalibrateRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_models__pb2.Model.FromString,
+                _registered_method=True)
+        self.LabelIssues = channel.unary_unary(
+                '/pyserve.v1.Insight/LabelIssues',
+                request_serializer=pyserve_dot_v1_dot_insight__pb2.LabelIssuesRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_insight__pb2.LabelIssuesResponse.FromString,
+                _registered_method=True)
+        self.Duplicates = channel.unary_unary(
+                '/pyserve.v1.Insight/Duplicates',
+                request_serializer=pyserve_dot_v1_dot_insight__pb2.DuplicatesRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_insight__pb2.DuplicatesResponse.FromString,
+                _registered_method=True)
+        self.Layers = channel.unary_unary(
+                '/pyserve.v1.Insight/Layers',
+                request_serializer=pyserve_dot_v1_dot_insight__pb2.LayersRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_insight__pb2.LayersResponse.FromString,
+                _registered_method=True)
+        self.Filters = channel.unary_unary(
+                '/pyserve.v1.Insight/Filters',
+                request_serializer=pyserve_dot_v1_dot_insight__pb2.FiltersRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_insight__pb2.FiltersResponse.FromString,
+                _registered_method=True)
+        self.FeatureMaps = channel.unary_unary(
+                '/pyserve.v1.Insight/FeatureMaps',
+                request_serializer=pyserve_dot_v1_dot_insight__pb2.FeatureMapsRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_insight__pb2.FeatureMapsResponse.FromString,
+                _registered_method=True)
+        self.TopPatches = channel.unary_unary(
+                '/pyserve.v1.Insight/TopPatches',
+                request_serializer=pyserve_dot_v1_dot_insight__pb2.TopPatchesRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_insight__pb2.TopPatchesResponse.FromString,
+                _registered_method=True)
+        self.Evolution = channel.unary_unary(
+                '/pyserve.v1.Insight/Evolution',
+                request_serializer=pyserve_dot_v1_dot_insight__pb2.EvolutionRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_insight__pb2.EvolutionResponse.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/pyserve.v1.Insight/Explain',
+                request_serializer=pyserve_dot_v1_dot_insight__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_insight__pb2.ExplainResponse.FromString,
+                _registered_method=True)
+        self.ApplyKernel = channel.unary_unary(
+                '/pyserve.v1.Insight/ApplyKernel',
+                request_serializer=pyserve_dot_v1_dot_insight__pb2.ApplyKernelRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_insight__pb2.ApplyKernelResponse.FromString,
+                _registered_method=True)
+        self.Approximate = channel.unary_unary(
+                '/pyserve.v1.Insight/Approximate',
+                request_serializer=pyserve_dot_v1_dot_insight__pb2.ApproximateRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_insight__pb2.ApproximateResponse.FromString,
+                _registered_method=True)
+        self.Report = channel.unary_unary(
+                '/pyserve.v1.Insight/Report',
+                request_serializer=pyserve_dot_v1_dot_insight__pb2.ReportRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_insight__pb2.ReportResponse.FromString,
+                _registered_method=True)
         self.Kernels = channel.unary_unary(
                 '/pyserve.v1.Insight/Kernels',
                 request_serializer=pyserve_dot_v1_dot_insight__pb2.KernelsRequest.SerializeToString,
@@ -70,6 +141,104 @@ class InsightServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CompareModels(self, request, context):
+        """Two models on the same pictures, such as before and after labels were corrected.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Calibration(self, request, context):
+        """How sure the model is against how often it is right, and the temperature that makes both agree.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Calibrate(self, request, context):
+        """Makes a new version of a model, with the temperature that Calibration tells.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LabelIssues(self, request, context):
+        """Pictures that probably have a wrong label: their neighbours in feature space have another one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Duplicates(self, request, context):
+        """Pictures that show the same.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Layers(self, request, context):
+        """The layers that the calls below can look at.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Filters(self, request, context):
+        """The first layer's filters.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FeatureMaps(self, request, context):
+        """A layer's feature maps of one picture.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TopPatches(self, request, context):
+        """For each feature map the pictures that excite it most, and what in them does (Zeiler & Fergus 2013).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Evolution(self, request, context):
+        """The same over the epochs of a training that kept snapshots.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """Why the model says what it says about one picture.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApplyKernel(self, request, context):
+        """What a small kernel, named, own or learned, makes of a picture.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Approximate(self, request, context):
+        """Networks that approximate a function: one hidden layer as a staircase, and width against depth.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Report(self, request, context):
+        """All of a model on one page that needs no network to be viewed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Kernels(self, request, context):
         """Which kernel variants this machine runs, how often each ran, and what fell back to ATen and why.
         """
@@ -89,6 +258,76 @@ def add_InsightServicer_to_server(servicer, server):
                     servicer.ConfusionMatrix,
                     request_deserializer=pyserve_dot_v1_dot_insight__pb2.ConfusionMatrixRequest.FromString,
                     response_serializer=pyserve_dot_v1_dot_insight__pb2.ConfusionMatrixResponse.SerializeToString,
+            ),
+            'CompareModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareModels,
+                    request_deserializer=pyserve_dot_v1_dot_insight__pb2.CompareModelsRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_insight__pb2.CompareModelsResponse.SerializeToString,
+            ),
+            'Calibration': grpc.unary_unary_rpc_method_handler(
+                    servicer.Calibration,
+                    request_deserializer=pyserve_dot_v1_dot_insight__pb2.CalibrationRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_insight__pb2.CalibrationResponse.SerializeToString,
+            ),
+            'Calibrate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Calibrate,
+                    request_deserializer=pyserve_dot_v1_dot_insight__pb2.CalibrateRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_models__pb2.Model.SerializeToString,
+            ),
+            'LabelIssues': grpc.unary_unary_rpc_method_handler(
+                    servicer.LabelIssues,
+                    request_deserializer=pyserve_dot_v1_dot_insight__pb2.LabelIssuesRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_insight__pb2.LabelIssuesResponse.SerializeToString,
+            ),
+            'Duplicates': grpc.unary_unary_rpc_method_handler(
+                    servicer.Duplicates,
+                    request_deserializer=pyserve_dot_v1_dot_insight__pb2.DuplicatesRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_insight__pb2.DuplicatesResponse.SerializeToString,
+            ),
+            'Layers': grpc.unary_unary_rpc_method_handler(
+                    servicer.Layers,
+                    request_deserializer=pyserve_dot_v1_dot_insight__pb2.LayersRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_insight__pb2.LayersResponse.SerializeToString,
+            ),
+            'Filters': grpc.unary_unary_rpc_method_handler(
+                    servicer.Filters,
+                    request_deserializer=pyserve_dot_v1_dot_insight__pb2.FiltersRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_insight__pb2.FiltersResponse.SerializeToString,
+            ),
+            'FeatureMaps': grpc.unary_unary_rpc_method_handler(
+                    servicer.FeatureMaps,
+                    request_deserializer=pyserve_dot_v1_dot_insight__pb2.FeatureMapsRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_insight__pb2.FeatureMapsResponse.SerializeToString,
+            ),
+            'TopPatches': grpc.unary_unary_rpc_method_handler(
+                    servicer.TopPatches,
+                    request_deserializer=pyserve_dot_v1_dot_insight__pb2.TopPatchesRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_insight__pb2.TopPatchesResponse.SerializeToString,
+            ),
+            'Evolution': grpc.unary_unary_rpc_method_handler(
+                    servicer.Evolution,
+                    request_deserializer=pyserve_dot_v1_dot_insight__pb2.EvolutionRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_insight__pb2.EvolutionResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=pyserve_dot_v1_dot_insight__pb2.ExplainRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_insight__pb2.ExplainResponse.SerializeToString,
+            ),
+            'ApplyKernel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyKernel,
+                    request_deserializer=pyserve_dot_v1_dot_insight__pb2.ApplyKernelRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_insight__pb2.ApplyKernelResponse.SerializeToString,
+            ),
+            'Approximate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Approximate,
+                    request_deserializer=pyserve_dot_v1_dot_insight__pb2.ApproximateRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_insight__pb2.ApproximateResponse.SerializeToString,
+            ),
+            'Report': grpc.unary_unary_rpc_method_handler(
+                    servicer.Report,
+                    request_deserializer=pyserve_dot_v1_dot_insight__pb2.ReportRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_insight__pb2.ReportResponse.SerializeToString,
             ),
             'Kernels': grpc.unary_unary_rpc_method_handler(
                     servicer.Kernels,
@@ -151,6 +390,384 @@ class Insight(object):
             '/pyserve.v1.Insight/ConfusionMatrix',
             pyserve_dot_v1_dot_insight__pb2.ConfusionMatrixRequest.SerializeToString,
             pyserve_dot_v1_dot_insight__pb2.ConfusionMatrixResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pyserve.v1.Insight/CompareModels',
+            pyserve_dot_v1_dot_insight__pb2.CompareModelsRequest.SerializeToString,
+            pyserve_dot_v1_dot_insight__pb2.CompareModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Calibration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pyserve.v1.Insight/Calibration',
+            pyserve_dot_v1_dot_insight__pb2.CalibrationRequest.SerializeToString,
+            pyserve_dot_v1_dot_insight__pb2.CalibrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Calibrate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pyserve.v1.Insight/Calibrate',
+            pyserve_dot_v1_dot_insight__pb2.CalibrateRequest.SerializeToString,
+            pyserve_dot_v1_dot_models__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LabelIssues(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pyserve.v1.Insight/LabelIssues',
+            pyserve_dot_v1_dot_insight__pb2.LabelIssuesRequest.SerializeToString,
+            pyserve_dot_v1_dot_insight__pb2.LabelIssuesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Duplicates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pyserve.v1.Insight/Duplicates',
+            pyserve_dot_v1_dot_insight__pb2.DuplicatesRequest.SerializeToString,
+            pyserve_dot_v1_dot_insight__pb2.DuplicatesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Layers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pyserve.v1.Insight/Layers',
+            pyserve_dot_v1_dot_insight__pb2.LayersRequest.SerializeToString,
+            pyserve_dot_v1_dot_insight__pb2.LayersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Filters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pyserve.v1.Insight/Filters',
+            pyserve_dot_v1_dot_insight__pb2.FiltersRequest.SerializeToString,
+            pyserve_dot_v1_dot_insight__pb2.FiltersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FeatureMaps(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pyserve.v1.Insight/FeatureMaps',
+            pyserve_dot_v1_dot_insight__pb2.FeatureMapsRequest.SerializeToString,
+            pyserve_dot_v1_dot_insight__pb2.FeatureMapsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TopPatches(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pyserve.v1.Insight/TopPatches',
+            pyserve_dot_v1_dot_insight__pb2.TopPatchesRequest.SerializeToString,
+            pyserve_dot_v1_dot_insight__pb2.TopPatchesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Evolution(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pyserve.v1.Insight/Evolution',
+            pyserve_dot_v1_dot_insight__pb2.EvolutionRequest.SerializeToString,
+            pyserve_dot_v1_dot_insight__pb2.EvolutionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pyserve.v1.Insight/Explain',
+            pyserve_dot_v1_dot_insight__pb2.ExplainRequest.SerializeToString,
+            pyserve_dot_v1_dot_insight__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyKernel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pyserve.v1.Insight/ApplyKernel',
+            pyserve_dot_v1_dot_insight__pb2.ApplyKernelRequest.SerializeToString,
+            pyserve_dot_v1_dot_insight__pb2.ApplyKernelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Approximate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pyserve.v1.Insight/Approximate',
+            pyserve_dot_v1_dot_insight__pb2.ApproximateRequest.SerializeToString,
+            pyserve_dot_v1_dot_insight__pb2.ApproximateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Report(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pyserve.v1.Insight/Report',
+            pyserve_dot_v1_dot_insight__pb2.ReportRequest.SerializeToString,
+            pyserve_dot_v1_dot_insight__pb2.ReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

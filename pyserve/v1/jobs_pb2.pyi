@@ -65,7 +65,10 @@ Global___JobState: _TypeAlias = JobState  # noqa: Y015
 
 @_typing.final
 class TrainSpec(_message.Message):
-    """What to train, on what, and how. Absent fields take the defaults that are told here."""
+    """What to train, on what, and how. Absent fields take the defaults that are told here, or those of the `recipe`,
+    which docs/training.md lists. A picture has one class: several labels to a picture and numbers as targets
+    (regression) are not supported.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -98,6 +101,17 @@ class TrainSpec(_message.Message):
     GRADIENT_CLIP_NORM_FIELD_NUMBER: _builtins.int
     GRADIENT_ACCUMULATION_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    RECIPE_FIELD_NUMBER: _builtins.int
+    TIME_BUDGET_MINUTES_FIELD_NUMBER: _builtins.int
+    START_IMAGE_SIZE_FIELD_NUMBER: _builtins.int
+    MIXUP_FIELD_NUMBER: _builtins.int
+    CUTMIX_FIELD_NUMBER: _builtins.int
+    EMA_DECAY_FIELD_NUMBER: _builtins.int
+    CLASS_WEIGHTS_FIELD_NUMBER: _builtins.int
+    BALANCED_SAMPLING_FIELD_NUMBER: _builtins.int
+    PRECOMPUTE_FIELD_NUMBER: _builtins.int
+    TTA_FIELD_NUMBER: _builtins.int
+    SNAPSHOTS_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """"datasets/{dataset_id}". Required."""
     model_id: _builtins.str
@@ -119,7 +133,9 @@ class TrainSpec(_message.Message):
     learning_rate: _builtins.float
     """Highest learning rate, that of the head; default: `lr_from`, else 1e-3 (adamw) or 0.05 (sgd)."""
     lr_from: _builtins.str
-    """"jobs/{id}" of a learning-rate finder whose suggestion is taken where `learning_rate` is absent."""
+    """"jobs/{id}" of a learning-rate finder whose suggestion is taken where `learning_rate` is absent; or "self": the
+    job runs a range test of its own before each of its phases.
+    """
     lr_from_policy: _builtins.str
     """What to do where that job's data, image size, batch size, augmentation, architecture or frozen state differ:
     "warn" (default) or "refuse".
@@ -167,6 +183,44 @@ class TrainSpec(_message.Message):
     """Batches whose gradients are added up before a step; default 1."""
     device: _builtins.str
     """"auto" (default: a GPU where there is one), "cpu" or "cuda"."""
+    recipe: _builtins.str
+    """What is done in which order; the others differ in the defaults of some fields, and what is set stays set.
+    "schedule" (default): `frozen_epochs`, then `epochs` on `schedule`: one-cycle from scratch where nothing is set.
+    "fine_tune": a frozen epoch at 2e-3, then 4 epochs at half of that and a hundredth of it for the earliest layers.
+    "lesson1": the head on precomputed activations, then on augmented pictures with warm restarts, then all layers
+    with cycles of 1, 2 and 4 epochs; learning rates found on the way; stops at a cycle's end once it gets worse.
+    "auto": image size, batch size, schedule and epochs for `time_budget_minutes`, from a measurement of this machine.
+    """
+    time_budget_minutes: _builtins.float
+    """What recipe "auto" plans for: from the start of the job to its model, minutes. Required there, refused elsewhere."""
+    start_image_size: _builtins.int
+    """Progressive resizing: side of the pictures in the first epoch, pixels, growing to `image_size` over three
+    quarters of the epochs; default `image_size`.
+    """
+    mixup: _builtins.float
+    """Mixup: alpha of the Beta distribution from which the share of a second picture is drawn; 0 (default): none."""
+    cutmix: _builtins.float
+    """CutMix: alpha of the Beta distribution from which the area of a second picture is drawn; 0 (default): none. With
+    both, every batch has one or the other.
+    """
+    ema_decay: _builtins.float
+    """Decay of a moving average of the weights, which is then what is measured and kept; 0 (default): none."""
+    class_weights: _builtins.str
+    """Weight of each class in the loss: "none" (default), or "balanced", inverse to the number of its training pictures."""
+    balanced_sampling: _builtins.bool
+    """True: every epoch has equally many pictures of every class, those of rare ones several times; default false."""
+    precompute: _builtins.bool
+    """True: frozen epochs run on activations of the body that are computed once, without augmentation; needs weights;
+    default false.
+    """
+    tta: _builtins.bool
+    """True: at the end the model is measured with test-time augmentation, too ("tta_accuracy" and "tta_loss" among the
+    metrics); default false.
+    """
+    snapshots: _builtins.bool
+    """True: the weights after epochs 1, 2, 5, 10, 20, 30, 40 and 64 stay with the job, for Insight.Evolution; default
+    false.
+    """
     def __init__(
         self,
         *,
@@ -199,19 +253,36 @@ class TrainSpec(_message.Message):
         gradient_clip_norm: _builtins.float | None = ...,
         gradient_accumulation: _builtins.int | None = ...,
         device: _builtins.str | None = ...,
+        recipe: _builtins.str | None = ...,
+        time_budget_minutes: _builtins.float | None = ...,
+        start_image_size: _builtins.int | None = ...,
+        mixup: _builtins.float | None = ...,
+        cutmix: _builtins.float | None = ...,
+        ema_decay: _builtins.float | None = ...,
+        class_weights: _builtins.str | None = ...,
+        balanced_sampling: _builtins.bool | None = ...,
+        precompute: _builtins.bool | None = ...,
+        tta: _builtins.bool | None = ...,
+        snapshots: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_architecture", b"_architecture", "_augment", b"_augment", "_batch_size", b"_batch_size", "_body_lr_factor", b"_body_lr_factor", "_cycle_epochs", b"_cycle_epochs", "_cycle_mult", b"_cycle_mult", "_device", b"_device", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_freeze_batch_norm", b"_freeze_batch_norm", "_freeze_body", b"_freeze_body", "_frozen_epochs", b"_frozen_epochs", "_gradient_accumulation", b"_gradient_accumulation", "_gradient_clip_norm", b"_gradient_clip_norm", "_image_size", b"_image_size", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_lr_from_policy", b"_lr_from_policy", "_momentum", b"_momentum", "_monitor", b"_monitor", "_optimizer", b"_optimizer", "_precision", b"_precision", "_schedule", b"_schedule", "_seed", b"_seed", "_weight_decay", b"_weight_decay", "architecture", b"architecture", "augment", b"augment", "batch_size", b"batch_size", "body_lr_factor", b"body_lr_factor", "cycle_epochs", b"cycle_epochs", "cycle_mult", b"cycle_mult", "device", b"device", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "freeze_batch_norm", b"freeze_batch_norm", "freeze_body", b"freeze_body", "frozen_epochs", b"frozen_epochs", "gradient_accumulation", b"gradient_accumulation", "gradient_clip_norm", b"gradient_clip_norm", "image_size", b"image_size", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "lr_from_policy", b"lr_from_policy", "momentum", b"momentum", "monitor", b"monitor", "optimizer", b"optimizer", "precision", b"precision", "schedule", b"schedule", "seed", b"seed", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_architecture", b"_architecture", "_augment", b"_augment", "_balanced_sampling", b"_balanced_sampling", "_batch_size", b"_batch_size", "_body_lr_factor", b"_body_lr_factor", "_class_weights", b"_class_weights", "_cutmix", b"_cutmix", "_cycle_epochs", b"_cycle_epochs", "_cycle_mult", b"_cycle_mult", "_device", b"_device", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_epochs", b"_epochs", "_freeze_batch_norm", b"_freeze_batch_norm", "_freeze_body", b"_freeze_body", "_frozen_epochs", b"_frozen_epochs", "_gradient_accumulation", b"_gradient_accumulation", "_gradient_clip_norm", b"_gradient_clip_norm", "_image_size", b"_image_size", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_lr_from_policy", b"_lr_from_policy", "_mixup", b"_mixup", "_momentum", b"_momentum", "_monitor", b"_monitor", "_optimizer", b"_optimizer", "_precision", b"_precision", "_precompute", b"_precompute", "_recipe", b"_recipe", "_schedule", b"_schedule", "_seed", b"_seed", "_snapshots", b"_snapshots", "_start_image_size", b"_start_image_size", "_time_budget_minutes", b"_time_budget_minutes", "_tta", b"_tta", "_weight_decay", b"_weight_decay", "architecture", b"architecture", "augment", b"augment", "balanced_sampling", b"balanced_sampling", "batch_size", b"batch_size", "body_lr_factor", b"body_lr_factor", "class_weights", b"class_weights", "cutmix", b"cutmix", "cycle_epochs", b"cycle_epochs", "cycle_mult", b"cycle_mult", "device", b"device", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "epochs", b"epochs", "freeze_batch_norm", b"freeze_batch_norm", "freeze_body", b"freeze_body", "frozen_epochs", b"frozen_epochs", "gradient_accumulation", b"gradient_accumulation", "gradient_clip_norm", b"gradient_clip_norm", "image_size", b"image_size", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "lr_from_policy", b"lr_from_policy", "mixup", b"mixup", "momentum", b"momentum", "monitor", b"monitor", "optimizer", b"optimizer", "precision", b"precision", "precompute", b"precompute", "recipe", b"recipe", "schedule", b"schedule", "seed", b"seed", "snapshots", b"snapshots", "start_image_size", b"start_image_size", "time_budget_minutes", b"time_budget_minutes", "tta", b"tta", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_architecture", b"_architecture", "_augment", b"_augment", "_batch_size", b"_batch_size", "_body_lr_factor", b"_body_lr_factor", "_cycle_epochs", b"_cycle_epochs", "_cycle_mult", b"_cycle_mult", "_device", b"_device", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_freeze_batch_norm", b"_freeze_batch_norm", "_freeze_body", b"_freeze_body", "_frozen_epochs", b"_frozen_epochs", "_gradient_accumulation", b"_gradient_accumulation", "_gradient_clip_norm", b"_gradient_clip_norm", "_image_size", b"_image_size", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_lr_from_policy", b"_lr_from_policy", "_momentum", b"_momentum", "_monitor", b"_monitor", "_optimizer", b"_optimizer", "_precision", b"_precision", "_schedule", b"_schedule", "_seed", b"_seed", "_weight_decay", b"_weight_decay", "architecture", b"architecture", "augment", b"augment", "batch_size", b"batch_size", "body_lr_factor", b"body_lr_factor", "cycle_epochs", b"cycle_epochs", "cycle_mult", b"cycle_mult", "dataset", b"dataset", "device", b"device", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "freeze_batch_norm", b"freeze_batch_norm", "freeze_body", b"freeze_body", "frozen_epochs", b"frozen_epochs", "gradient_accumulation", b"gradient_accumulation", "gradient_clip_norm", b"gradient_clip_norm", "image_size", b"image_size", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "lr_from", b"lr_from", "lr_from_policy", b"lr_from_policy", "model_id", b"model_id", "momentum", b"momentum", "monitor", b"monitor", "optimizer", b"optimizer", "precision", b"precision", "schedule", b"schedule", "seed", b"seed", "weight_decay", b"weight_decay", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_architecture", b"_architecture", "_augment", b"_augment", "_balanced_sampling", b"_balanced_sampling", "_batch_size", b"_batch_size", "_body_lr_factor", b"_body_lr_factor", "_class_weights", b"_class_weights", "_cutmix", b"_cutmix", "_cycle_epochs", b"_cycle_epochs", "_cycle_mult", b"_cycle_mult", "_device", b"_device", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_epochs", b"_epochs", "_freeze_batch_norm", b"_freeze_batch_norm", "_freeze_body", b"_freeze_body", "_frozen_epochs", b"_frozen_epochs", "_gradient_accumulation", b"_gradient_accumulation", "_gradient_clip_norm", b"_gradient_clip_norm", "_image_size", b"_image_size", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_lr_from_policy", b"_lr_from_policy", "_mixup", b"_mixup", "_momentum", b"_momentum", "_monitor", b"_monitor", "_optimizer", b"_optimizer", "_precision", b"_precision", "_precompute", b"_precompute", "_recipe", b"_recipe", "_schedule", b"_schedule", "_seed", b"_seed", "_snapshots", b"_snapshots", "_start_image_size", b"_start_image_size", "_time_budget_minutes", b"_time_budget_minutes", "_tta", b"_tta", "_weight_decay", b"_weight_decay", "architecture", b"architecture", "augment", b"augment", "balanced_sampling", b"balanced_sampling", "batch_size", b"batch_size", "body_lr_factor", b"body_lr_factor", "class_weights", b"class_weights", "cutmix", b"cutmix", "cycle_epochs", b"cycle_epochs", "cycle_mult", b"cycle_mult", "dataset", b"dataset", "device", b"device", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "epochs", b"epochs", "freeze_batch_norm", b"freeze_batch_norm", "freeze_body", b"freeze_body", "frozen_epochs", b"frozen_epochs", "gradient_accumulation", b"gradient_accumulation", "gradient_clip_norm", b"gradient_clip_norm", "image_size", b"image_size", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "lr_from", b"lr_from", "lr_from_policy", b"lr_from_policy", "mixup", b"mixup", "model_id", b"model_id", "momentum", b"momentum", "monitor", b"monitor", "optimizer", b"optimizer", "precision", b"precision", "precompute", b"precompute", "recipe", b"recipe", "schedule", b"schedule", "seed", b"seed", "snapshots", b"snapshots", "start_image_size", b"start_image_size", "time_budget_minutes", b"time_budget_minutes", "tta", b"tta", "weight_decay", b"weight_decay", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__architecture: _TypeAlias = _typing.Literal["architecture"]  # noqa: Y015
     _WhichOneofArgType__architecture: _TypeAlias = _typing.Literal["_architecture", b"_architecture"]  # noqa: Y015
     _WhichOneofReturnType__augment: _TypeAlias = _typing.Literal["augment"]  # noqa: Y015
     _WhichOneofArgType__augment: _TypeAlias = _typing.Literal["_augment", b"_augment"]  # noqa: Y015
+    _WhichOneofReturnType__balanced_sampling: _TypeAlias = _typing.Literal["balanced_sampling"]  # noqa: Y015
+    _WhichOneofArgType__balanced_sampling: _TypeAlias = _typing.Literal["_balanced_sampling", b"_balanced_sampling"]  # noqa: Y015
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
     _WhichOneofReturnType__body_lr_factor: _TypeAlias = _typing.Literal["body_lr_factor"]  # noqa: Y015
     _WhichOneofArgType__body_lr_factor: _TypeAlias = _typing.Literal["_body_lr_factor", b"_body_lr_factor"]  # noqa: Y015
+    _WhichOneofReturnType__class_weights: _TypeAlias = _typing.Literal["class_weights"]  # noqa: Y015
+    _WhichOneofArgType__class_weights: _TypeAlias = _typing.Literal["_class_weights", b"_class_weights"]  # noqa: Y015
+    _WhichOneofReturnType__cutmix: _TypeAlias = _typing.Literal["cutmix"]  # noqa: Y015
+    _WhichOneofArgType__cutmix: _TypeAlias = _typing.Literal["_cutmix", b"_cutmix"]  # noqa: Y015
     _WhichOneofReturnType__cycle_epochs: _TypeAlias = _typing.Literal["cycle_epochs"]  # noqa: Y015
     _WhichOneofArgType__cycle_epochs: _TypeAlias = _typing.Literal["_cycle_epochs", b"_cycle_epochs"]  # noqa: Y015
     _WhichOneofReturnType__cycle_mult: _TypeAlias = _typing.Literal["cycle_mult"]  # noqa: Y015
@@ -220,6 +291,8 @@ class TrainSpec(_message.Message):
     _WhichOneofArgType__device: _TypeAlias = _typing.Literal["_device", b"_device"]  # noqa: Y015
     _WhichOneofReturnType__early_stopping_patience: _TypeAlias = _typing.Literal["early_stopping_patience"]  # noqa: Y015
     _WhichOneofArgType__early_stopping_patience: _TypeAlias = _typing.Literal["_early_stopping_patience", b"_early_stopping_patience"]  # noqa: Y015
+    _WhichOneofReturnType__ema_decay: _TypeAlias = _typing.Literal["ema_decay"]  # noqa: Y015
+    _WhichOneofArgType__ema_decay: _TypeAlias = _typing.Literal["_ema_decay", b"_ema_decay"]  # noqa: Y015
     _WhichOneofReturnType__epochs: _TypeAlias = _typing.Literal["epochs"]  # noqa: Y015
     _WhichOneofArgType__epochs: _TypeAlias = _typing.Literal["_epochs", b"_epochs"]  # noqa: Y015
     _WhichOneofReturnType__freeze_batch_norm: _TypeAlias = _typing.Literal["freeze_batch_norm"]  # noqa: Y015
@@ -240,6 +313,8 @@ class TrainSpec(_message.Message):
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
     _WhichOneofReturnType__lr_from_policy: _TypeAlias = _typing.Literal["lr_from_policy"]  # noqa: Y015
     _WhichOneofArgType__lr_from_policy: _TypeAlias = _typing.Literal["_lr_from_policy", b"_lr_from_policy"]  # noqa: Y015
+    _WhichOneofReturnType__mixup: _TypeAlias = _typing.Literal["mixup"]  # noqa: Y015
+    _WhichOneofArgType__mixup: _TypeAlias = _typing.Literal["_mixup", b"_mixup"]  # noqa: Y015
     _WhichOneofReturnType__momentum: _TypeAlias = _typing.Literal["momentum"]  # noqa: Y015
     _WhichOneofArgType__momentum: _TypeAlias = _typing.Literal["_momentum", b"_momentum"]  # noqa: Y015
     _WhichOneofReturnType__monitor: _TypeAlias = _typing.Literal["monitor"]  # noqa: Y015
@@ -248,10 +323,22 @@ class TrainSpec(_message.Message):
     _WhichOneofArgType__optimizer: _TypeAlias = _typing.Literal["_optimizer", b"_optimizer"]  # noqa: Y015
     _WhichOneofReturnType__precision: _TypeAlias = _typing.Literal["precision"]  # noqa: Y015
     _WhichOneofArgType__precision: _TypeAlias = _typing.Literal["_precision", b"_precision"]  # noqa: Y015
+    _WhichOneofReturnType__precompute: _TypeAlias = _typing.Literal["precompute"]  # noqa: Y015
+    _WhichOneofArgType__precompute: _TypeAlias = _typing.Literal["_precompute", b"_precompute"]  # noqa: Y015
+    _WhichOneofReturnType__recipe: _TypeAlias = _typing.Literal["recipe"]  # noqa: Y015
+    _WhichOneofArgType__recipe: _TypeAlias = _typing.Literal["_recipe", b"_recipe"]  # noqa: Y015
     _WhichOneofReturnType__schedule: _TypeAlias = _typing.Literal["schedule"]  # noqa: Y015
     _WhichOneofArgType__schedule: _TypeAlias = _typing.Literal["_schedule", b"_schedule"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__snapshots: _TypeAlias = _typing.Literal["snapshots"]  # noqa: Y015
+    _WhichOneofArgType__snapshots: _TypeAlias = _typing.Literal["_snapshots", b"_snapshots"]  # noqa: Y015
+    _WhichOneofReturnType__start_image_size: _TypeAlias = _typing.Literal["start_image_size"]  # noqa: Y015
+    _WhichOneofArgType__start_image_size: _TypeAlias = _typing.Literal["_start_image_size", b"_start_image_size"]  # noqa: Y015
+    _WhichOneofReturnType__time_budget_minutes: _TypeAlias = _typing.Literal["time_budget_minutes"]  # noqa: Y015
+    _WhichOneofArgType__time_budget_minutes: _TypeAlias = _typing.Literal["_time_budget_minutes", b"_time_budget_minutes"]  # noqa: Y015
+    _WhichOneofReturnType__tta: _TypeAlias = _typing.Literal["tta"]  # noqa: Y015
+    _WhichOneofArgType__tta: _TypeAlias = _typing.Literal["_tta", b"_tta"]  # noqa: Y015
     _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
     _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
     @_typing.overload
@@ -259,9 +346,15 @@ class TrainSpec(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__augment) -> _WhichOneofReturnType__augment | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__balanced_sampling) -> _WhichOneofReturnType__balanced_sampling | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__batch_size) -> _WhichOneofReturnType__batch_size | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__body_lr_factor) -> _WhichOneofReturnType__body_lr_factor | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__class_weights) -> _WhichOneofReturnType__class_weights | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cutmix) -> _WhichOneofReturnType__cutmix | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cycle_epochs) -> _WhichOneofReturnType__cycle_epochs | None: ...
     @_typing.overload
@@ -270,6 +363,8 @@ class TrainSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__device) -> _WhichOneofReturnType__device | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__early_stopping_patience) -> _WhichOneofReturnType__early_stopping_patience | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ema_decay) -> _WhichOneofReturnType__ema_decay | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__epochs) -> _WhichOneofReturnType__epochs | None: ...
     @_typing.overload
@@ -291,6 +386,8 @@ class TrainSpec(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lr_from_policy) -> _WhichOneofReturnType__lr_from_policy | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mixup) -> _WhichOneofReturnType__mixup | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__momentum) -> _WhichOneofReturnType__momentum | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__monitor) -> _WhichOneofReturnType__monitor | None: ...
@@ -299,9 +396,21 @@ class TrainSpec(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__precision) -> _WhichOneofReturnType__precision | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__precompute) -> _WhichOneofReturnType__precompute | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recipe) -> _WhichOneofReturnType__recipe | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__schedule) -> _WhichOneofReturnType__schedule | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__snapshots) -> _WhichOneofReturnType__snapshots | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__start_image_size) -> _WhichOneofReturnType__start_image_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__time_budget_minutes) -> _WhichOneofReturnType__time_budget_minutes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tta) -> _WhichOneofReturnType__tta | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
 
@@ -334,7 +443,7 @@ class FindLearningRateSpec(_message.Message):
     repeats: _builtins.int
     """Runs with other seeds, for the spread of each suggestion; default 1."""
     rule: _builtins.str
-    """Rule whose suggestion is recommended: "valley" (default), "steep", "slide" or "minimum"."""
+    """Rule whose suggestion is recommended: "valley" (default), "knee", "steep", "slide" or "minimum"."""
     @_builtins.property
     def training(self) -> Global___TrainSpec:
         """The training for which the rate is sought; its epochs, schedule and learning rate play no part."""
@@ -543,6 +652,7 @@ class Progress(_message.Message):
     TOTAL_STEPS_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     TOTAL_EPOCHS_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Training steps done."""
     total_steps: _builtins.int
@@ -551,6 +661,8 @@ class Progress(_message.Message):
     """Epochs done."""
     total_epochs: _builtins.int
     """Epochs planned."""
+    phase: _builtins.str
+    """Name of the training's running phase, such as "head on activations"."""
     def __init__(
         self,
         *,
@@ -558,10 +670,11 @@ class Progress(_message.Message):
         total_steps: _builtins.int = ...,
         epoch: _builtins.int = ...,
         total_epochs: _builtins.int = ...,
+        phase: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "step", b"step", "total_epochs", b"total_epochs", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "phase", b"phase", "step", b"step", "total_epochs", b"total_epochs", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -612,7 +725,7 @@ class TrainResult(_message.Message):
     """Time in workers, seconds."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Validation metrics of the model: "accuracy" (0…1), "loss" (nats)."""
+        """Validation metrics of the model: "accuracy" (0…1), "loss" (nats); with `tta` also "tta_accuracy", "tta_loss"."""
 
     def __init__(
         self,
@@ -749,7 +862,7 @@ class Artifact(_message.Message):
     MEDIA_TYPE_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """File name, such as "curves.png"."""
+    """File name, such as "training_curves.png"."""
     media_type: _builtins.str
     """Media type, such as "image/png"."""
     size_bytes: _builtins.int
@@ -785,6 +898,7 @@ class Event(_message.Message):
     CURVE_POINT_FIELD_NUMBER: _builtins.int
     ARTIFACT_FIELD_NUMBER: _builtins.int
     LOG_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     """Sequence number."""
     @_builtins.property
@@ -807,6 +921,8 @@ class Event(_message.Message):
     def artifact(self) -> Global___Artifact: ...
     @_builtins.property
     def log(self) -> Global___LogLine: ...
+    @_builtins.property
+    def phase(self) -> Global___PhaseStarted: ...
     def __init__(
         self,
         *,
@@ -820,12 +936,13 @@ class Event(_message.Message):
         curve_point: Global___CurvePoint | None = ...,
         artifact: Global___Artifact | None = ...,
         log: Global___LogLine | None = ...,
+        phase: Global___PhaseStarted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "curve_point", b"curve_point", "epoch", b"epoch", "event", b"event", "log", b"log", "state", b"state", "step", b"step", "time", b"time", "warning", b"warning"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "curve_point", b"curve_point", "epoch", b"epoch", "event", b"event", "log", b"log", "phase", b"phase", "state", b"state", "step", b"step", "time", b"time", "warning", b"warning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "curve_point", b"curve_point", "epoch", b"epoch", "event", b"event", "log", b"log", "seq", b"seq", "state", b"state", "step", b"step", "time", b"time", "warning", b"warning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "checkpoint", b"checkpoint", "curve_point", b"curve_point", "epoch", b"epoch", "event", b"event", "log", b"log", "phase", b"phase", "seq", b"seq", "state", b"state", "step", b"step", "time", b"time", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state", "step", "epoch", "warning", "checkpoint", "curve_point", "artifact", "log"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state", "step", "epoch", "warning", "checkpoint", "curve_point", "artifact", "log", "phase"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -837,23 +954,79 @@ class StateChange(_message.Message):
 
     STATE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
     state: Global___JobState.ValueType
     """Where it stands."""
     reason: _builtins.str
     """Why, in words."""
+    report: _builtins.str
+    """Of a training that has SUCCEEDED, and so in its last event: its report, "jobs/{id}/report", to be had with
+    Insight.Report.
+    """
     def __init__(
         self,
         *,
         state: Global___JobState.ValueType = ...,
         reason: _builtins.str = ...,
+        report: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "report", b"report", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StateChange: _TypeAlias = StateChange  # noqa: Y015
+
+@_typing.final
+class PhaseStarted(_message.Message):
+    """A training goes on with other layers, data or rates. Told after the phase's learning rate is found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    TOTAL_PHASES_FIELD_NUMBER: _builtins.int
+    FIRST_EPOCH_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    FROZEN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name, such as "whole network"."""
+    phase: _builtins.int
+    """Counted from 1."""
+    total_phases: _builtins.int
+    """Phases planned."""
+    first_epoch: _builtins.int
+    """First of its epochs, counted from 1 over the whole training."""
+    epochs: _builtins.int
+    """Its epochs."""
+    learning_rate: _builtins.float
+    """Its highest learning rate, the head's."""
+    schedule: _builtins.str
+    """"one_cycle", "sgdr", …"""
+    frozen: _builtins.bool
+    """True: only the head learns."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        phase: _builtins.int = ...,
+        total_phases: _builtins.int = ...,
+        first_epoch: _builtins.int = ...,
+        epochs: _builtins.int = ...,
+        learning_rate: _builtins.float = ...,
+        schedule: _builtins.str = ...,
+        frozen: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epochs", b"epochs", "first_epoch", b"first_epoch", "frozen", b"frozen", "learning_rate", b"learning_rate", "name", b"name", "phase", b"phase", "schedule", b"schedule", "total_phases", b"total_phases"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PhaseStarted: _TypeAlias = PhaseStarted  # noqa: Y015
 
 @_typing.final
 class StepDone(_message.Message):
@@ -866,6 +1039,7 @@ class StepDone(_message.Message):
     LOSS_FIELD_NUMBER: _builtins.int
     LEARNING_RATES_FIELD_NUMBER: _builtins.int
     IMAGES_PER_S_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Training steps done."""
     total_steps: _builtins.int
@@ -874,6 +1048,8 @@ class StepDone(_message.Message):
     """Smoothed training loss, nats."""
     images_per_s: _builtins.float
     """Training pictures per second since the last such event."""
+    phase: _builtins.str
+    """Name of the phase."""
     @_builtins.property
     def learning_rates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Learning rate of each layer group, head last."""
@@ -886,10 +1062,11 @@ class StepDone(_message.Message):
         loss: _builtins.float = ...,
         learning_rates: _abc.Iterable[_builtins.float] | None = ...,
         images_per_s: _builtins.float = ...,
+        phase: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["images_per_s", b"images_per_s", "learning_rates", b"learning_rates", "loss", b"loss", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images_per_s", b"images_per_s", "learning_rates", b"learning_rates", "loss", b"loss", "phase", b"phase", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -924,6 +1101,7 @@ class EpochDone(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     BEST_FIELD_NUMBER: _builtins.int
     ELAPSED_S_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Counted from 1."""
     total_epochs: _builtins.int
@@ -932,6 +1110,8 @@ class EpochDone(_message.Message):
     """True where it is the best so far."""
     elapsed_s: _builtins.float
     """Time of the epoch, seconds."""
+    phase: _builtins.str
+    """Name of the phase."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """"train_loss", "loss" and "accuracy" of the validation part."""
@@ -944,10 +1124,11 @@ class EpochDone(_message.Message):
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         best: _builtins.bool = ...,
         elapsed_s: _builtins.float = ...,
+        phase: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "elapsed_s", b"elapsed_s", "epoch", b"epoch", "metrics", b"metrics", "total_epochs", b"total_epochs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "elapsed_s", b"elapsed_s", "epoch", b"epoch", "metrics", b"metrics", "phase", b"phase", "total_epochs", b"total_epochs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1168,6 +1349,26 @@ class ResumeJobRequest(_message.Message):
 Global___ResumeJobRequest: _TypeAlias = ResumeJobRequest  # noqa: Y015
 
 @_typing.final
+class DeleteJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"jobs/{id}"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteJobRequest: _TypeAlias = DeleteJobRequest  # noqa: Y015
+
+@_typing.final
 class GetArtifactRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1186,3 +1387,47 @@ class GetArtifactRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetArtifactRequest: _TypeAlias = GetArtifactRequest  # noqa: Y015
+
+@_typing.final
+class TensorBoardRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"jobs/{id}"."""
+    follow: _builtins.bool
+    """True: go on until the job has ended; false: what has happened so far."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        follow: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TensorBoardRequest: _TypeAlias = TensorBoardRequest  # noqa: Y015
+
+@_typing.final
+class TensorBoardChunk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The next bytes of the file, whole records."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TensorBoardChunk: _TypeAlias = TensorBoardChunk  # noqa: Y015

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from pyserve.v1 import common_pb2 as pyserve_dot_v1_dot_common__pb2
 from pyserve.v1 import jobs_pb2 as pyserve_dot_v1_dot_jobs__pb2
 
@@ -71,10 +72,20 @@ class JobsStub(object):
                 request_serializer=pyserve_dot_v1_dot_jobs__pb2.ResumeJobRequest.SerializeToString,
                 response_deserializer=pyserve_dot_v1_dot_jobs__pb2.Job.FromString,
                 _registered_method=True)
+        self.Delete = channel.unary_unary(
+                '/pyserve.v1.Jobs/Delete',
+                request_serializer=pyserve_dot_v1_dot_jobs__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
         self.GetArtifact = channel.unary_unary(
                 '/pyserve.v1.Jobs/GetArtifact',
                 request_serializer=pyserve_dot_v1_dot_jobs__pb2.GetArtifactRequest.SerializeToString,
                 response_deserializer=pyserve_dot_v1_dot_common__pb2.Figure.FromString,
+                _registered_method=True)
+        self.TensorBoard = channel.unary_stream(
+                '/pyserve.v1.Jobs/TensorBoard',
+                request_serializer=pyserve_dot_v1_dot_jobs__pb2.TensorBoardRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_jobs__pb2.TensorBoardChunk.FromString,
                 _registered_method=True)
 
 
@@ -133,8 +144,23 @@ class JobsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Delete(self, request, context):
+        """Remove a job that has ended or is INTERRUPTED, with its log, checkpoints and artifacts. Models that it made stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetArtifact(self, request, context):
         """A file that the job made, such as a figure.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TensorBoard(self, request, context):
+        """The job's log as a TensorBoard event file: losses, metrics, learning rates, phases, warnings and figures. The chunks
+        one after another are the file; with `follow` it grows until the job has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -178,10 +204,20 @@ def add_JobsServicer_to_server(servicer, server):
                     request_deserializer=pyserve_dot_v1_dot_jobs__pb2.ResumeJobRequest.FromString,
                     response_serializer=pyserve_dot_v1_dot_jobs__pb2.Job.SerializeToString,
             ),
+            'Delete': grpc.unary_unary_rpc_method_handler(
+                    servicer.Delete,
+                    request_deserializer=pyserve_dot_v1_dot_jobs__pb2.DeleteJobRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
             'GetArtifact': grpc.unary_unary_rpc_method_handler(
                     servicer.GetArtifact,
                     request_deserializer=pyserve_dot_v1_dot_jobs__pb2.GetArtifactRequest.FromString,
                     response_serializer=pyserve_dot_v1_dot_common__pb2.Figure.SerializeToString,
+            ),
+            'TensorBoard': grpc.unary_stream_rpc_method_handler(
+                    servicer.TensorBoard,
+                    request_deserializer=pyserve_dot_v1_dot_jobs__pb2.TensorBoardRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_jobs__pb2.TensorBoardChunk.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -385,6 +421,33 @@ class Jobs(object):
             _registered_method=True)
 
     @staticmethod
+    def Delete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pyserve.v1.Jobs/Delete',
+            pyserve_dot_v1_dot_jobs__pb2.DeleteJobRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetArtifact(request,
             target,
             options=(),
@@ -401,6 +464,33 @@ class Jobs(object):
             '/pyserve.v1.Jobs/GetArtifact',
             pyserve_dot_v1_dot_jobs__pb2.GetArtifactRequest.SerializeToString,
             pyserve_dot_v1_dot_common__pb2.Figure.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TensorBoard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pyserve.v1.Jobs/TensorBoard',
+            pyserve_dot_v1_dot_jobs__pb2.TensorBoardRequest.SerializeToString,
+            pyserve_dot_v1_dot_jobs__pb2.TensorBoardChunk.FromString,
             options,
             channel_credentials,
             insecure,

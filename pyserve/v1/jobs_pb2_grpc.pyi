@@ -4,6 +4,7 @@ isort:skip_file
 Jobs: long work that survives its caller, told as one log of events."""
 
 from collections import abc as _abc
+from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
 from pyserve.v1 import common_pb2 as _common_pb2
 from pyserve.v1 import jobs_pb2 as _jobs_pb2
@@ -52,8 +53,14 @@ class JobsStub:
     """
     Resume: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.Job]
     """Queues an INTERRUPTED job again; it goes on from its last checkpoint."""
+    Delete: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _empty_pb2.Empty]
+    """Remove a job that has ended or is INTERRUPTED, with its log, checkpoints and artifacts. Models that it made stay."""
     GetArtifact: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetArtifactRequest, _common_pb2.Figure]
     """A file that the job made, such as a figure."""
+    TensorBoard: _grpc.UnaryStreamMultiCallable[_jobs_pb2.TensorBoardRequest, _jobs_pb2.TensorBoardChunk]
+    """The job's log as a TensorBoard event file: losses, metrics, learning rates, phases, warnings and figures. The chunks
+    one after another are the file; with `follow` it grows until the job has ended.
+    """
 
 @_typing.type_check_only
 class JobsAsyncStub(JobsStub):
@@ -78,8 +85,14 @@ class JobsAsyncStub(JobsStub):
     """
     Resume: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.Job]  # type: ignore[assignment]
     """Queues an INTERRUPTED job again; it goes on from its last checkpoint."""
+    Delete: _aio.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Remove a job that has ended or is INTERRUPTED, with its log, checkpoints and artifacts. Models that it made stay."""
     GetArtifact: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetArtifactRequest, _common_pb2.Figure]  # type: ignore[assignment]
     """A file that the job made, such as a figure."""
+    TensorBoard: _aio.UnaryStreamMultiCallable[_jobs_pb2.TensorBoardRequest, _jobs_pb2.TensorBoardChunk]  # type: ignore[assignment]
+    """The job's log as a TensorBoard event file: losses, metrics, learning rates, phases, warnings and figures. The chunks
+    one after another are the file; with `follow` it grows until the job has ended.
+    """
 
 class JobsServicer(metaclass=_abc_1.ABCMeta):
     """Starts, follows and stops training and learning-rate finding."""
@@ -145,11 +158,29 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         """Queues an INTERRUPTED job again; it goes on from its last checkpoint."""
 
     @_abc_1.abstractmethod
+    def Delete(
+        self,
+        request: _jobs_pb2.DeleteJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Remove a job that has ended or is INTERRUPTED, with its log, checkpoints and artifacts. Models that it made stay."""
+
+    @_abc_1.abstractmethod
     def GetArtifact(
         self,
         request: _jobs_pb2.GetArtifactRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_common_pb2.Figure, _abc.Awaitable[_common_pb2.Figure]]:
         """A file that the job made, such as a figure."""
+
+    @_abc_1.abstractmethod
+    def TensorBoard(
+        self,
+        request: _jobs_pb2.TensorBoardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_jobs_pb2.TensorBoardChunk], _abc.AsyncIterator[_jobs_pb2.TensorBoardChunk]]:
+        """The job's log as a TensorBoard event file: losses, metrics, learning rates, phases, warnings and figures. The chunks
+        one after another are the file; with `follow` it grows until the job has ended.
+        """
 
 def add_JobsServicer_to_server(servicer: JobsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

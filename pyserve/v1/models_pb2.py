@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pyserve/v1/models.proto\x12\npyserve.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf8\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\x12\n\nimage_size\x18\x04 \x01(\x05\x12/\n\x07metrics\x18\x05 \x03(\x0b\x32\x1e.pyserve.v1.Model.MetricsEntry\x12\x17\n\x0fparameter_count\x18\x06 \x01(\x03\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\nprovenance\x18\t \x03(\x0b\x32!.pyserve.v1.Model.ProvenanceEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x31\n\x0fProvenanceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.pyserve.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x86\x01\n\x06Models\x12\x35\n\x03Get\x12\x1b.pyserve.v1.GetModelRequest\x1a\x11.pyserve.v1.Model\x12\x45\n\x04List\x12\x1d.pyserve.v1.ListModelsRequest\x1a\x1e.pyserve.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pyserve/v1/models.proto\x12\npyserve.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xae\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\x12\n\nimage_size\x18\x04 \x01(\x05\x12/\n\x07metrics\x18\x05 \x03(\x0b\x32\x1e.pyserve.v1.Model.MetricsEntry\x12\x17\n\x0fparameter_count\x18\x06 \x01(\x03\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\nprovenance\x18\t \x03(\x0b\x32!.pyserve.v1.Model.ProvenanceEntry\x12\x0f\n\x07\x61liases\x18\n \x03(\t\x12\x0e\n\x06loaded\x18\x0b \x01(\x08\x12\x13\n\x0btemperature\x18\x0c \x01(\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x31\n\x0fProvenanceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.pyserve.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x0cMemoryChange\x12\x14\n\x0c\x62\x65\x66ore_bytes\x18\x01 \x01(\x03\x12\x13\n\x0b\x61\x66ter_bytes\x18\x02 \x01(\x03\" \n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"t\n\x11LoadModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.pyserve.v1.Model\x12(\n\x06memory\x18\x02 \x01(\x0b\x32\x18.pyserve.v1.MemoryChange\x12\x13\n\x0bmodel_bytes\x18\x03 \x01(\x03\"\"\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"a\n\x13UnloadModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.pyserve.v1.Model\x12(\n\x06memory\x18\x02 \x01(\x0b\x32\x18.pyserve.v1.MemoryChange\"1\n\x0fSetAliasRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\"\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\"\n\x12\x45xportModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"]\n\x13\x45xportModelResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.pyserve.v1.ExportHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"T\n\x0c\x45xportHeader\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.pyserve.v1.Model\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\\\n\x12ImportModelRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.pyserve.v1.ImportHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"X\n\x0cImportHeader\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t2\xa0\x04\n\x06Models\x12\x35\n\x03Get\x12\x1b.pyserve.v1.GetModelRequest\x1a\x11.pyserve.v1.Model\x12\x45\n\x04List\x12\x1d.pyserve.v1.ListModelsRequest\x1a\x1e.pyserve.v1.ListModelsResponse\x12\x43\n\x04Load\x12\x1c.pyserve.v1.LoadModelRequest\x1a\x1d.pyserve.v1.LoadModelResponse\x12I\n\x06Unload\x12\x1e.pyserve.v1.UnloadModelRequest\x1a\x1f.pyserve.v1.UnloadModelResponse\x12:\n\x08SetAlias\x12\x1b.pyserve.v1.SetAliasRequest\x1a\x11.pyserve.v1.Model\x12@\n\x06\x44\x65lete\x12\x1e.pyserve.v1.DeleteModelRequest\x1a\x16.google.protobuf.Empty\x12K\n\x06\x45xport\x12\x1e.pyserve.v1.ExportModelRequest\x1a\x1f.pyserve.v1.ExportModelResponse0\x01\x12=\n\x06Import\x12\x1e.pyserve.v1.ImportModelRequest\x1a\x11.pyserve.v1.Model(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,18 +37,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODEL_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_MODEL_PROVENANCEENTRY']._loaded_options = None
   _globals['_MODEL_PROVENANCEENTRY']._serialized_options = b'8\001'
-  _globals['_MODEL']._serialized_start=73
-  _globals['_MODEL']._serialized_end=449
-  _globals['_MODEL_METRICSENTRY']._serialized_start=352
-  _globals['_MODEL_METRICSENTRY']._serialized_end=398
-  _globals['_MODEL_PROVENANCEENTRY']._serialized_start=400
-  _globals['_MODEL_PROVENANCEENTRY']._serialized_end=449
-  _globals['_GETMODELREQUEST']._serialized_start=451
-  _globals['_GETMODELREQUEST']._serialized_end=482
-  _globals['_LISTMODELSREQUEST']._serialized_start=484
-  _globals['_LISTMODELSREQUEST']._serialized_end=542
-  _globals['_LISTMODELSRESPONSE']._serialized_start=544
-  _globals['_LISTMODELSRESPONSE']._serialized_end=624
-  _globals['_MODELS']._serialized_start=627
-  _globals['_MODELS']._serialized_end=761
+  _globals['_MODEL']._serialized_start=102
+  _globals['_MODEL']._serialized_end=532
+  _globals['_MODEL_METRICSENTRY']._serialized_start=435
+  _globals['_MODEL_METRICSENTRY']._serialized_end=481
+  _globals['_MODEL_PROVENANCEENTRY']._serialized_start=483
+  _globals['_MODEL_PROVENANCEENTRY']._serialized_end=532
+  _globals['_GETMODELREQUEST']._serialized_start=534
+  _globals['_GETMODELREQUEST']._serialized_end=565
+  _globals['_LISTMODELSREQUEST']._serialized_start=567
+  _globals['_LISTMODELSREQUEST']._serialized_end=625
+  _globals['_LISTMODELSRESPONSE']._serialized_start=627
+  _globals['_LISTMODELSRESPONSE']._serialized_end=707
+  _globals['_MEMORYCHANGE']._serialized_start=709
+  _globals['_MEMORYCHANGE']._serialized_end=766
+  _globals['_LOADMODELREQUEST']._serialized_start=768
+  _globals['_LOADMODELREQUEST']._serialized_end=800
+  _globals['_LOADMODELRESPONSE']._serialized_start=802
+  _globals['_LOADMODELRESPONSE']._serialized_end=918
+  _globals['_UNLOADMODELREQUEST']._serialized_start=920
+  _globals['_UNLOADMODELREQUEST']._serialized_end=954
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=956
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1053
+  _globals['_SETALIASREQUEST']._serialized_start=1055
+  _globals['_SETALIASREQUEST']._serialized_end=1104
+  _globals['_DELETEMODELREQUEST']._serialized_start=1106
+  _globals['_DELETEMODELREQUEST']._serialized_end=1140
+  _globals['_EXPORTMODELREQUEST']._serialized_start=1142
+  _globals['_EXPORTMODELREQUEST']._serialized_end=1176
+  _globals['_EXPORTMODELRESPONSE']._serialized_start=1178
+  _globals['_EXPORTMODELRESPONSE']._serialized_end=1271
+  _globals['_EXPORTHEADER']._serialized_start=1273
+  _globals['_EXPORTHEADER']._serialized_end=1357
+  _globals['_IMPORTMODELREQUEST']._serialized_start=1359
+  _globals['_IMPORTMODELREQUEST']._serialized_end=1451
+  _globals['_IMPORTHEADER']._serialized_start=1453
+  _globals['_IMPORTHEADER']._serialized_end=1541
+  _globals['_MODELS']._serialized_start=1544
+  _globals['_MODELS']._serialized_end=2088
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from pyserve.v1 import models_pb2 as pyserve_dot_v1_dot_models__pb2
 
 GRPC_GENERATED_VERSION = '1.75.1'
@@ -26,7 +27,8 @@ if _version_not_supported:
 
 
 class ModelsStub(object):
-    """Describes the models that can predict.
+    """Keeps the models that can predict. Wherever a model is named, "models/{model_id}" is its newest version,
+    "models/{model_id}/versions/{n}" is that one, and "models/{model_id}@{alias}" the one that the alias points to.
     """
 
     def __init__(self, channel):
@@ -45,10 +47,41 @@ class ModelsStub(object):
                 request_serializer=pyserve_dot_v1_dot_models__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=pyserve_dot_v1_dot_models__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.Load = channel.unary_unary(
+                '/pyserve.v1.Models/Load',
+                request_serializer=pyserve_dot_v1_dot_models__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_models__pb2.LoadModelResponse.FromString,
+                _registered_method=True)
+        self.Unload = channel.unary_unary(
+                '/pyserve.v1.Models/Unload',
+                request_serializer=pyserve_dot_v1_dot_models__pb2.UnloadModelRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_models__pb2.UnloadModelResponse.FromString,
+                _registered_method=True)
+        self.SetAlias = channel.unary_unary(
+                '/pyserve.v1.Models/SetAlias',
+                request_serializer=pyserve_dot_v1_dot_models__pb2.SetAliasRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_models__pb2.Model.FromString,
+                _registered_method=True)
+        self.Delete = channel.unary_unary(
+                '/pyserve.v1.Models/Delete',
+                request_serializer=pyserve_dot_v1_dot_models__pb2.DeleteModelRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.Export = channel.unary_stream(
+                '/pyserve.v1.Models/Export',
+                request_serializer=pyserve_dot_v1_dot_models__pb2.ExportModelRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_models__pb2.ExportModelResponse.FromString,
+                _registered_method=True)
+        self.Import = channel.stream_unary(
+                '/pyserve.v1.Models/Import',
+                request_serializer=pyserve_dot_v1_dot_models__pb2.ImportModelRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_models__pb2.Model.FromString,
+                _registered_method=True)
 
 
 class ModelsServicer(object):
-    """Describes the models that can predict.
+    """Keeps the models that can predict. Wherever a model is named, "models/{model_id}" is its newest version,
+    "models/{model_id}/versions/{n}" is that one, and "models/{model_id}@{alias}" the one that the alias points to.
     """
 
     def Get(self, request, context):
@@ -60,6 +93,51 @@ class ModelsServicer(object):
 
     def List(self, request, context):
         """All model versions, newest first, in pages.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Load(self, request, context):
+        """Bring a model into memory, where it stays until it is unloaded. A model that is not loaded is when it is first
+        asked, and then leaves again where others need its room.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unload(self, request, context):
+        """Take a model out of memory. It predicts again once it is loaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAlias(self, request, context):
+        """Point an alias to a version. Where the version that it pointed to is in memory, the new one is loaded first, so
+        that predictions go on without a pause.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Delete(self, request, context):
+        """Remove a version, or a model with all its versions and aliases. Their numbers are not given again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Export(self, request, context):
+        """A version as one archive, which Import takes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Import(self, request_iterator, context):
+        """Make a new version of an archive that Export gave. It is checked, loaded and asked about its golden pictures
+        first, and appears whole or not at all.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +156,36 @@ def add_ModelsServicer_to_server(servicer, server):
                     request_deserializer=pyserve_dot_v1_dot_models__pb2.ListModelsRequest.FromString,
                     response_serializer=pyserve_dot_v1_dot_models__pb2.ListModelsResponse.SerializeToString,
             ),
+            'Load': grpc.unary_unary_rpc_method_handler(
+                    servicer.Load,
+                    request_deserializer=pyserve_dot_v1_dot_models__pb2.LoadModelRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_models__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'Unload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unload,
+                    request_deserializer=pyserve_dot_v1_dot_models__pb2.UnloadModelRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_models__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'SetAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAlias,
+                    request_deserializer=pyserve_dot_v1_dot_models__pb2.SetAliasRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_models__pb2.Model.SerializeToString,
+            ),
+            'Delete': grpc.unary_unary_rpc_method_handler(
+                    servicer.Delete,
+                    request_deserializer=pyserve_dot_v1_dot_models__pb2.DeleteModelRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'Export': grpc.unary_stream_rpc_method_handler(
+                    servicer.Export,
+                    request_deserializer=pyserve_dot_v1_dot_models__pb2.ExportModelRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_models__pb2.ExportModelResponse.SerializeToString,
+            ),
+            'Import': grpc.stream_unary_rpc_method_handler(
+                    servicer.Import,
+                    request_deserializer=pyserve_dot_v1_dot_models__pb2.ImportModelRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_models__pb2.Model.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'pyserve.v1.Models', rpc_method_handlers)
@@ -87,7 +195,8 @@ def add_ModelsServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Models(object):
-    """Describes the models that can predict.
+    """Keeps the models that can predict. Wherever a model is named, "models/{model_id}" is its newest version,
+    "models/{model_id}/versions/{n}" is that one, and "models/{model_id}@{alias}" the one that the alias points to.
     """
 
     @staticmethod
@@ -134,6 +243,168 @@ class Models(object):
             '/pyserve.v1.Models/List',
             pyserve_dot_v1_dot_models__pb2.ListModelsRequest.SerializeToString,
             pyserve_dot_v1_dot_models__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Load(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pyserve.v1.Models/Load',
+            pyserve_dot_v1_dot_models__pb2.LoadModelRequest.SerializeToString,
+            pyserve_dot_v1_dot_models__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pyserve.v1.Models/Unload',
+            pyserve_dot_v1_dot_models__pb2.UnloadModelRequest.SerializeToString,
+            pyserve_dot_v1_dot_models__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pyserve.v1.Models/SetAlias',
+            pyserve_dot_v1_dot_models__pb2.SetAliasRequest.SerializeToString,
+            pyserve_dot_v1_dot_models__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Delete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pyserve.v1.Models/Delete',
+            pyserve_dot_v1_dot_models__pb2.DeleteModelRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Export(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pyserve.v1.Models/Export',
+            pyserve_dot_v1_dot_models__pb2.ExportModelRequest.SerializeToString,
+            pyserve_dot_v1_dot_models__pb2.ExportModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Import(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/pyserve.v1.Models/Import',
+            pyserve_dot_v1_dot_models__pb2.ImportModelRequest.SerializeToString,
+            pyserve_dot_v1_dot_models__pb2.Model.FromString,
             options,
             channel_credentials,
             insecure,

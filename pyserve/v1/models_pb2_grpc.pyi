@@ -4,6 +4,7 @@ isort:skip_file
 Models: what trainings produced."""
 
 from collections import abc as _abc
+from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
 from pyserve.v1 import models_pb2 as _models_pb2
 import abc as _abc_1
@@ -27,7 +28,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ModelsStub:
-    """Describes the models that can predict."""
+    """Keeps the models that can predict. Wherever a model is named, "models/{model_id}" is its newest version,
+    "models/{model_id}/versions/{n}" is that one, and "models/{model_id}@{alias}" the one that the alias points to.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,19 +40,59 @@ class ModelsStub:
     """One model version."""
     List: _grpc.UnaryUnaryMultiCallable[_models_pb2.ListModelsRequest, _models_pb2.ListModelsResponse]
     """All model versions, newest first, in pages."""
+    Load: _grpc.UnaryUnaryMultiCallable[_models_pb2.LoadModelRequest, _models_pb2.LoadModelResponse]
+    """Bring a model into memory, where it stays until it is unloaded. A model that is not loaded is when it is first
+    asked, and then leaves again where others need its room.
+    """
+    Unload: _grpc.UnaryUnaryMultiCallable[_models_pb2.UnloadModelRequest, _models_pb2.UnloadModelResponse]
+    """Take a model out of memory. It predicts again once it is loaded."""
+    SetAlias: _grpc.UnaryUnaryMultiCallable[_models_pb2.SetAliasRequest, _models_pb2.Model]
+    """Point an alias to a version. Where the version that it pointed to is in memory, the new one is loaded first, so
+    that predictions go on without a pause.
+    """
+    Delete: _grpc.UnaryUnaryMultiCallable[_models_pb2.DeleteModelRequest, _empty_pb2.Empty]
+    """Remove a version, or a model with all its versions and aliases. Their numbers are not given again."""
+    Export: _grpc.UnaryStreamMultiCallable[_models_pb2.ExportModelRequest, _models_pb2.ExportModelResponse]
+    """A version as one archive, which Import takes."""
+    Import: _grpc.StreamUnaryMultiCallable[_models_pb2.ImportModelRequest, _models_pb2.Model]
+    """Make a new version of an archive that Export gave. It is checked, loaded and asked about its golden pictures
+    first, and appears whole or not at all.
+    """
 
 @_typing.type_check_only
 class ModelsAsyncStub(ModelsStub):
-    """Describes the models that can predict."""
+    """Keeps the models that can predict. Wherever a model is named, "models/{model_id}" is its newest version,
+    "models/{model_id}/versions/{n}" is that one, and "models/{model_id}@{alias}" the one that the alias points to.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Get: _aio.UnaryUnaryMultiCallable[_models_pb2.GetModelRequest, _models_pb2.Model]  # type: ignore[assignment]
     """One model version."""
     List: _aio.UnaryUnaryMultiCallable[_models_pb2.ListModelsRequest, _models_pb2.ListModelsResponse]  # type: ignore[assignment]
     """All model versions, newest first, in pages."""
+    Load: _aio.UnaryUnaryMultiCallable[_models_pb2.LoadModelRequest, _models_pb2.LoadModelResponse]  # type: ignore[assignment]
+    """Bring a model into memory, where it stays until it is unloaded. A model that is not loaded is when it is first
+    asked, and then leaves again where others need its room.
+    """
+    Unload: _aio.UnaryUnaryMultiCallable[_models_pb2.UnloadModelRequest, _models_pb2.UnloadModelResponse]  # type: ignore[assignment]
+    """Take a model out of memory. It predicts again once it is loaded."""
+    SetAlias: _aio.UnaryUnaryMultiCallable[_models_pb2.SetAliasRequest, _models_pb2.Model]  # type: ignore[assignment]
+    """Point an alias to a version. Where the version that it pointed to is in memory, the new one is loaded first, so
+    that predictions go on without a pause.
+    """
+    Delete: _aio.UnaryUnaryMultiCallable[_models_pb2.DeleteModelRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Remove a version, or a model with all its versions and aliases. Their numbers are not given again."""
+    Export: _aio.UnaryStreamMultiCallable[_models_pb2.ExportModelRequest, _models_pb2.ExportModelResponse]  # type: ignore[assignment]
+    """A version as one archive, which Import takes."""
+    Import: _aio.StreamUnaryMultiCallable[_models_pb2.ImportModelRequest, _models_pb2.Model]  # type: ignore[assignment]
+    """Make a new version of an archive that Export gave. It is checked, loaded and asked about its golden pictures
+    first, and appears whole or not at all.
+    """
 
 class ModelsServicer(metaclass=_abc_1.ABCMeta):
-    """Describes the models that can predict."""
+    """Keeps the models that can predict. Wherever a model is named, "models/{model_id}" is its newest version,
+    "models/{model_id}/versions/{n}" is that one, and "models/{model_id}@{alias}" the one that the alias points to.
+    """
 
     @_abc_1.abstractmethod
     def Get(
@@ -66,5 +109,59 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.ListModelsResponse, _abc.Awaitable[_models_pb2.ListModelsResponse]]:
         """All model versions, newest first, in pages."""
+
+    @_abc_1.abstractmethod
+    def Load(
+        self,
+        request: _models_pb2.LoadModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.LoadModelResponse, _abc.Awaitable[_models_pb2.LoadModelResponse]]:
+        """Bring a model into memory, where it stays until it is unloaded. A model that is not loaded is when it is first
+        asked, and then leaves again where others need its room.
+        """
+
+    @_abc_1.abstractmethod
+    def Unload(
+        self,
+        request: _models_pb2.UnloadModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.UnloadModelResponse, _abc.Awaitable[_models_pb2.UnloadModelResponse]]:
+        """Take a model out of memory. It predicts again once it is loaded."""
+
+    @_abc_1.abstractmethod
+    def SetAlias(
+        self,
+        request: _models_pb2.SetAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.Model, _abc.Awaitable[_models_pb2.Model]]:
+        """Point an alias to a version. Where the version that it pointed to is in memory, the new one is loaded first, so
+        that predictions go on without a pause.
+        """
+
+    @_abc_1.abstractmethod
+    def Delete(
+        self,
+        request: _models_pb2.DeleteModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Remove a version, or a model with all its versions and aliases. Their numbers are not given again."""
+
+    @_abc_1.abstractmethod
+    def Export(
+        self,
+        request: _models_pb2.ExportModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_models_pb2.ExportModelResponse], _abc.AsyncIterator[_models_pb2.ExportModelResponse]]:
+        """A version as one archive, which Import takes."""
+
+    @_abc_1.abstractmethod
+    def Import(
+        self,
+        request_iterator: _MaybeAsyncIterator[_models_pb2.ImportModelRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.Model, _abc.Awaitable[_models_pb2.Model]]:
+        """Make a new version of an archive that Export gave. It is checked, loaded and asked about its golden pictures
+        first, and appears whole or not at all.
+        """
 
 def add_ModelsServicer_to_server(servicer: ModelsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

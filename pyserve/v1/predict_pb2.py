@@ -22,27 +22,32 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18pyserve/v1/predict.proto\x12\npyserve.v1\"\xa6\x01\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x06images\x18\x02 \x01(\x0b\x32\x19.pyserve.v1.EncodedImagesH\x00\x12$\n\x06tensor\x18\x03 \x01(\x0b\x32\x12.pyserve.v1.TensorH\x00\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12\x0b\n\x03tta\x18\x05 \x01(\x08\x42\x07\n\x05inputB\x08\n\x06_top_k\"\x1d\n\rEncodedImages\x12\x0c\n\x04\x64\x61ta\x18\x01 \x03(\x0c\"4\n\x06Tensor\x12\r\n\x05shape\x18\x01 \x03(\x03\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"M\n\x0fPredictResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x0bpredictions\x18\x02 \x03(\x0b\x32\x16.pyserve.v1.Prediction\"4\n\nPrediction\x12&\n\x06scores\x18\x01 \x03(\x0b\x32\x16.pyserve.v1.ClassScore\"?\n\nClassScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x32M\n\x07Predict\x12\x42\n\x07Predict\x12\x1a.pyserve.v1.PredictRequest\x1a\x1b.pyserve.v1.PredictResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18pyserve/v1/predict.proto\x12\npyserve.v1\x1a\x17google/rpc/status.proto\"\xca\x01\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x06images\x18\x02 \x01(\x0b\x32\x19.pyserve.v1.EncodedImagesH\x00\x12$\n\x06tensor\x18\x03 \x01(\x0b\x32\x12.pyserve.v1.TensorH\x00\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12\x0b\n\x03tta\x18\x05 \x01(\x08\x12\x15\n\x08priority\x18\x06 \x01(\x05H\x02\x88\x01\x01\x42\x07\n\x05inputB\x08\n\x06_top_kB\x0b\n\t_priority\"b\n\x14PredictStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x07request\x18\x02 \x01(\x0b\x32\x1a.pyserve.v1.PredictRequest\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\"\x84\x01\n\x15PredictStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x08response\x18\x02 \x01(\x0b\x32\x1b.pyserve.v1.PredictResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\x1d\n\rEncodedImages\x12\x0c\n\x04\x64\x61ta\x18\x01 \x03(\x0c\"4\n\x06Tensor\x12\r\n\x05shape\x18\x01 \x03(\x03\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"M\n\x0fPredictResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x0bpredictions\x18\x02 \x03(\x0b\x32\x16.pyserve.v1.Prediction\"4\n\nPrediction\x12&\n\x06scores\x18\x01 \x03(\x0b\x32\x16.pyserve.v1.ClassScore\"?\n\nClassScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x32\xa7\x01\n\x07Predict\x12\x42\n\x07Predict\x12\x1a.pyserve.v1.PredictRequest\x1a\x1b.pyserve.v1.PredictResponse\x12X\n\rPredictStream\x12 .pyserve.v1.PredictStreamRequest\x1a!.pyserve.v1.PredictStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pyserve.v1.predict_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PREDICTREQUEST']._serialized_start=41
-  _globals['_PREDICTREQUEST']._serialized_end=207
-  _globals['_ENCODEDIMAGES']._serialized_start=209
-  _globals['_ENCODEDIMAGES']._serialized_end=238
-  _globals['_TENSOR']._serialized_start=240
-  _globals['_TENSOR']._serialized_end=292
-  _globals['_PREDICTRESPONSE']._serialized_start=294
-  _globals['_PREDICTRESPONSE']._serialized_end=371
-  _globals['_PREDICTION']._serialized_start=373
-  _globals['_PREDICTION']._serialized_end=425
-  _globals['_CLASSSCORE']._serialized_start=427
-  _globals['_CLASSSCORE']._serialized_end=490
-  _globals['_PREDICT']._serialized_start=492
-  _globals['_PREDICT']._serialized_end=569
+  _globals['_PREDICTREQUEST']._serialized_start=66
+  _globals['_PREDICTREQUEST']._serialized_end=268
+  _globals['_PREDICTSTREAMREQUEST']._serialized_start=270
+  _globals['_PREDICTSTREAMREQUEST']._serialized_end=368
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=371
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=503
+  _globals['_ENCODEDIMAGES']._serialized_start=505
+  _globals['_ENCODEDIMAGES']._serialized_end=534
+  _globals['_TENSOR']._serialized_start=536
+  _globals['_TENSOR']._serialized_end=588
+  _globals['_PREDICTRESPONSE']._serialized_start=590
+  _globals['_PREDICTRESPONSE']._serialized_end=667
+  _globals['_PREDICTION']._serialized_start=669
+  _globals['_PREDICTION']._serialized_end=721
+  _globals['_CLASSSCORE']._serialized_start=723
+  _globals['_CLASSSCORE']._serialized_end=786
+  _globals['_PREDICT']._serialized_start=789
+  _globals['_PREDICT']._serialized_end=956
 # @@protoc_insertion_point(module_scope)

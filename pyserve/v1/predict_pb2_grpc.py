@@ -40,6 +40,11 @@ class PredictStub(object):
                 request_serializer=pyserve_dot_v1_dot_predict__pb2.PredictRequest.SerializeToString,
                 response_deserializer=pyserve_dot_v1_dot_predict__pb2.PredictResponse.FromString,
                 _registered_method=True)
+        self.PredictStream = channel.stream_stream(
+                '/pyserve.v1.Predict/PredictStream',
+                request_serializer=pyserve_dot_v1_dot_predict__pb2.PredictStreamRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_predict__pb2.PredictStreamResponse.FromString,
+                _registered_method=True)
 
 
 class PredictServicer(object):
@@ -53,6 +58,14 @@ class PredictServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PredictStream(self, request_iterator, context):
+        """Many predictions over one connection, answered as they are done, each with the id of its request. A request that
+        fails does not end the stream. While too many are under way the server reads no more of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PredictServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +73,11 @@ def add_PredictServicer_to_server(servicer, server):
                     servicer.Predict,
                     request_deserializer=pyserve_dot_v1_dot_predict__pb2.PredictRequest.FromString,
                     response_serializer=pyserve_dot_v1_dot_predict__pb2.PredictResponse.SerializeToString,
+            ),
+            'PredictStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.PredictStream,
+                    request_deserializer=pyserve_dot_v1_dot_predict__pb2.PredictStreamRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_predict__pb2.PredictStreamResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +108,33 @@ class Predict(object):
             '/pyserve.v1.Predict/Predict',
             pyserve_dot_v1_dot_predict__pb2.PredictRequest.SerializeToString,
             pyserve_dot_v1_dot_predict__pb2.PredictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PredictStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/pyserve.v1.Predict/PredictStream',
+            pyserve_dot_v1_dot_predict__pb2.PredictStreamRequest.SerializeToString,
+            pyserve_dot_v1_dot_predict__pb2.PredictStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,10 @@ class PredictStub:
     def __new__(cls, channel: _aio.Channel) -> PredictAsyncStub: ...
     Predict: _grpc.UnaryUnaryMultiCallable[_predict_pb2.PredictRequest, _predict_pb2.PredictResponse]
     """Probabilities of the most likely classes for each picture. Honours the call's deadline."""
+    PredictStream: _grpc.StreamStreamMultiCallable[_predict_pb2.PredictStreamRequest, _predict_pb2.PredictStreamResponse]
+    """Many predictions over one connection, answered as they are done, each with the id of its request. A request that
+    fails does not end the stream. While too many are under way the server reads no more of them.
+    """
 
 @_typing.type_check_only
 class PredictAsyncStub(PredictStub):
@@ -43,6 +47,10 @@ class PredictAsyncStub(PredictStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Predict: _aio.UnaryUnaryMultiCallable[_predict_pb2.PredictRequest, _predict_pb2.PredictResponse]  # type: ignore[assignment]
     """Probabilities of the most likely classes for each picture. Honours the call's deadline."""
+    PredictStream: _aio.StreamStreamMultiCallable[_predict_pb2.PredictStreamRequest, _predict_pb2.PredictStreamResponse]  # type: ignore[assignment]
+    """Many predictions over one connection, answered as they are done, each with the id of its request. A request that
+    fails does not end the stream. While too many are under way the server reads no more of them.
+    """
 
 class PredictServicer(metaclass=_abc_1.ABCMeta):
     """Answers which class a picture shows."""
@@ -54,5 +62,15 @@ class PredictServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_predict_pb2.PredictResponse, _abc.Awaitable[_predict_pb2.PredictResponse]]:
         """Probabilities of the most likely classes for each picture. Honours the call's deadline."""
+
+    @_abc_1.abstractmethod
+    def PredictStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_predict_pb2.PredictStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_predict_pb2.PredictStreamResponse], _abc.AsyncIterator[_predict_pb2.PredictStreamResponse]]:
+        """Many predictions over one connection, answered as they are done, each with the id of its request. A request that
+        fails does not end the stream. While too many are under way the server reads no more of them.
+        """
 
 def add_PredictServicer_to_server(servicer: PredictServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

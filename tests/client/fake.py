@@ -22,6 +22,7 @@ from pyserve.v1 import (
     common_pb2,
     datasets_pb2,
     datasets_pb2_grpc,
+    insight_pb2_grpc,
     jobs_pb2,
     jobs_pb2_grpc,
     models_pb2,
@@ -29,6 +30,7 @@ from pyserve.v1 import (
     predict_pb2,
     predict_pb2_grpc,
 )
+from tests.client.fake_insight import InsightOf
 
 Failure = Callable[[grpc.ServicerContext], None]
 
@@ -64,7 +66,8 @@ def details() -> tuple[Any, ...]:
 class FakeServer(datasets_pb2_grpc.DatasetsServicer, predict_pb2_grpc.PredictServicer):
     """Remembers its requests; the next calls fail as `failures` says.
 
-    `watch_breaks`: after how many events the next streams break; `upload_breaks`: after how many bytes uploads do.
+    `export_cut`: how many bytes of an export are missing. `watch_breaks`: after how many events the next streams
+    break; `upload_breaks`: after how many bytes uploads do.
     """
 
     def __init__(self) -> None:
@@ -80,6 +83,7 @@ class FakeServer(datasets_pb2_grpc.DatasetsServicer, predict_pb2_grpc.PredictSer
         self.version = 1
         self.end = jobs_pb2.Job(name="jobs/x", state=jobs_pb2.SUCCEEDED)
         self.endless = False
+        self.export_cut = 0
         self._server: grpc.Server | None = None
         self.port = 0
 
@@ -91,6 +95,7 @@ class FakeServer(datasets_pb2_grpc.DatasetsServicer, predict_pb2_grpc.PredictSer
         datasets_pb2_grpc.add_DatasetsServicer_to_server(self, self._server)
         jobs_pb2_grpc.add_JobsServicer_to_server(JobsOf(self), self._server)
         models_pb2_grpc.add_ModelsServicer_to_server(ModelsOf(self), self._server)
+        insight_pb2_grpc.add_InsightServicer_to_server(InsightOf(self.note), self._server)
         predict_pb2_grpc.add_PredictServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         self._server.start()
@@ -147,6 +152,11 @@ class FakeServer(datasets_pb2_grpc.DatasetsServicer, predict_pb2_grpc.PredictSer
         found = [datasets_pb2.Dataset(name=f"datasets/{2 * page + i}") for i in range(2)]
         return datasets_pb2.ListDatasetsResponse(datasets=found, next_page_token=str(page + 1) if page < 2 else "")
 
+    def Relabel(self, request: Any, context: Any) -> Any:
+        self.note(request, context)
+        origin = datasets_pb2.Origin(dataset=request.name, corrections=[datasets_pb2.Correction()] * 2)
+        return datasets_pb2.Dataset(name=f"datasets/{request.dataset_id or 'x-v2'}", version=2, origin=origin)
+
     def Delete(self, request: Any, context: Any) -> Any:
         self.note(request, context)
         return Empty()
@@ -187,6 +197,10 @@ class JobsOf(jobs_pb2_grpc.JobsServicer):
         self._fake.note(request, context)
         return jobs_pb2.Job(name=request.name, state=jobs_pb2.CANCELLING)
 
+    def Delete(self, request: Any, context: Any) -> Any:
+        self._fake.note(request, context)
+        return Empty()
+
     def Resume(self, request: Any, context: Any) -> Any:
         self._fake.note(request, context)
         return jobs_pb2.Job(name=request.name, state=jobs_pb2.QUEUED)
@@ -203,6 +217,11 @@ class JobsOf(jobs_pb2_grpc.JobsServicer):
             context.add_callback(gone.set)
             gone.wait(60)
 
+    def TensorBoard(self, request: Any, context: Any) -> Iterator[Any]:
+        self._fake.note(request, context)
+        yield jobs_pb2.TensorBoardChunk(data=b"header,")
+        yield jobs_pb2.TensorBoardChunk(data=b"events")
+
     def GetArtifact(self, request: Any, context: Any) -> Any:
         self._fake.note(request, context)
         return common_pb2.Figure(name=request.name.split("/artifacts/")[1], data=b"picture")
@@ -215,6 +234,46 @@ class ModelsOf(models_pb2_grpc.ModelsServicer):
     def Get(self, request: Any, context: Any) -> Any:
         self._fake.note(request, context)
         return models_pb2.Model(name=f"{request.name}/versions/1")
+
+    def Load(self, request: Any, context: Any) -> Any:
+        self._fake.note(request, context)
+        memory = models_pb2.MemoryChange(before_bytes=2**20, after_bytes=3 * 2**20)
+        model = models_pb2.Model(name=f"{request.name}/versions/1", loaded=True)
+        return models_pb2.LoadModelResponse(model=model, memory=memory, model_bytes=2 * 2**20)
+
+    def Unload(self, request: Any, context: Any) -> Any:
+        self._fake.note(request, context)
+        memory = models_pb2.MemoryChange(before_bytes=3 * 2**20, after_bytes=2**20)
+        return models_pb2.UnloadModelResponse(
+            model=models_pb2.Model(name=f"{request.name}/versions/1"), memory=memory
+        )
+
+    def SetAlias(self, request: Any, context: Any) -> Any:
+        self._fake.note(request, context)
+        return models_pb2.Model(name=request.version or "models/m/versions/1")
+
+    def Delete(self, request: Any, context: Any) -> Any:
+        self._fake.note(request, context)
+        return Empty()
+
+    def Export(self, request: Any, context: Any) -> Iterator[Any]:
+        self._fake.note(request, context)
+        archive = bytes(range(256)) * 100
+        header = models_pb2.ExportHeader(
+            model=models_pb2.Model(name=f"{request.name}/versions/1"),
+            size_bytes=len(archive),
+            sha256=hashlib.sha256(archive).hexdigest(),
+        )
+        yield models_pb2.ExportModelResponse(header=header)
+        for begin in range(0, len(archive) - self._fake.export_cut, 1000):
+            yield models_pb2.ExportModelResponse(chunk=archive[begin : begin + 1000])
+
+    def Import(self, request_iterator: Any, context: Any) -> Any:
+        header = next(request_iterator).header
+        self._fake.note(header, context)
+        archive = b"".join(message.chunk for message in request_iterator)
+        assert hashlib.sha256(archive).hexdigest() == header.sha256
+        return models_pb2.Model(name=f"models/{header.model_id}/versions/1", size_bytes=len(archive))
 
 
 class Driven:

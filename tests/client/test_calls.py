@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.rpc import error_details_pb2
 
 from pyserve.client import AsyncClient, Client
 from pyserve.client.calls import Calls
@@ -33,7 +35,7 @@ def test_importing_the_client_loads_no_torch() -> None:
 
 
 def test_both_clients_have_the_same_calls() -> None:
-    public = {name for name in vars(Calls) if not name.startswith("_")}
+    public = {name for name, _ in inspect.getmembers(Calls, inspect.isfunction) if not name.startswith("_")}
     assert public <= set(vars(Client))
     assert public <= set(dir(AsyncClient))
     assert all(getattr(Client, name).__doc__ for name in public)
@@ -67,7 +69,7 @@ def test_creates_are_retried_with_the_same_request_id(client: Any, fake: FakeSer
     assert not fake.requests[0].train.HasField("batch_size")
 
 
-@pytest.mark.parametrize("call", ["delete_dataset", "cancel_job", "resume_job"])
+@pytest.mark.parametrize("call", ["delete_dataset", "cancel_job", "resume_job", "delete_job"])
 def test_calls_that_change_their_own_answer_are_not_retried(call: str, client: Any, fake: FakeServer) -> None:
     fake.failures = [unavailable]
     with pytest.raises(UnavailableError):
@@ -193,6 +195,21 @@ def test_predict_splits_large_batches_over_one_version(client: Any, fake: FakeSe
     assert answer.model == "models/m/versions/1"
 
 
+def test_bad_pictures_are_named_as_the_caller_knows_them(client: Any, fake: FakeServer, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"first")
+    violations = [
+        error_details_pb2.BadRequest.FieldViolation(field=f"images.data[{i}]", description="is no picture")
+        for i in (0, 2)
+    ]
+    bad = error_details_pb2.BadRequest(field_violations=violations)
+    fake.failures = [lambda _: None, failing(grpc.StatusCode.INVALID_ARGUMENT, "as the server says it", bad)]
+    with pytest.raises(InvalidArgumentError) as info:
+        client.predict("models/m", [*[b"x"] * 66, path])
+    assert info.value.message == f"images[64]: is no picture; {path}: is no picture"
+    assert [v.field for v in info.value.fields] == ["images[64]", "images[66]"]
+
+
 def test_predict_splits_by_size(client: Any, fake: FakeServer) -> None:
     client.predict("models/m", [b"x" * 20_000_000] * 3)
     assert [len(request.images.data) for request in fake.requests] == [1, 1, 1]
@@ -220,3 +237,19 @@ def test_predict_takes_arrays(client: Any, fake: FakeServer, dtype: str) -> None
 def test_pictures_of_other_kinds_are_refused(client: Any, fake: FakeServer, images: Any, sentence: str) -> None:
     with pytest.raises(InvalidArgumentError, match=sentence):
         client.predict("models/m", images)
+
+
+def test_an_export_that_is_cut_leaves_nothing(client: Any, fake: FakeServer, tmp_path: Path) -> None:
+    path = tmp_path / "m.tar"
+    path.write_bytes(b"before")
+    fake.export_cut = 1000
+    with pytest.raises(DataLossError, match="25000 bytes came, not the 25600 that were sent"):
+        client.export_model("models/m", path)
+    fake.failures = [unavailable]
+    with pytest.raises(UnavailableError):
+        client.export_model("models/m", path)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.tar"]
+    assert path.read_bytes() == b"before"
+    fake.export_cut = 0
+    client.export_model("models/m", path)
+    assert client.import_model(path, "n").size_bytes == path.stat().st_size == 25_600

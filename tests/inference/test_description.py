@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from pyserve.errors import DataLossError, FailedPreconditionError
-from pyserve.inference.description import DESCRIPTION_FILE, GOLDEN_FILE, WEIGHTS_FILE, read_description
+from pyserve.inference.description import (
+    DESCRIPTION_FILE,
+    GOLDEN_FILE,
+    WEIGHTS_FILE,
+    derive_bundle,
+    read_description,
+)
 from tests.inference.support import describe, write_description
 
 
@@ -28,6 +34,7 @@ DAMAGE: dict[str, dict[str, Any]] = {
     "preprocessing": {"preprocessing": {"image_size": 9, "presize": 8, "mean": [0, 0, 0], "std": [1, 1, 1]}},
     "metrics.loss": {"metrics": {"loss": "low"}},
     "parameter_count": {"parameter_count": -1},
+    "temperature": {"temperature": 0},
     "files": {"files": {WEIGHTS_FILE: {"size_bytes": 3, "sha256": "0" * 64}}},
     f"files.{GOLDEN_FILE}.sha256": {
         "files": {
@@ -63,7 +70,26 @@ def test_missing_description(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("extra", [{}, {"novelty": 1}])
 def test_a_later_format_asks_for_an_update(tmp_path: Path, extra: dict[str, Any]) -> None:
-    values = json.loads(describe().model_dump_json()) | {"format_version": 2} | extra
+    values = json.loads(describe().model_dump_json()) | {"format_version": 3} | extra
     (tmp_path / DESCRIPTION_FILE).write_text(json.dumps(values))
-    with pytest.raises(FailedPreconditionError, match="format version 2, this pyserve reads 1"):
+    with pytest.raises(FailedPreconditionError, match="format version 3, this pyserve reads 1 to 2"):
         read_description(tmp_path, "models/pets")
+
+
+def test_the_first_format_had_no_temperature(tmp_path: Path) -> None:
+    values = json.loads(describe().model_dump_json()) | {"format_version": 1}
+    del values["temperature"]
+    (tmp_path / DESCRIPTION_FILE).write_text(json.dumps(values))
+    assert read_description(tmp_path, "models/pets").temperature == 1
+
+
+def test_a_derived_bundle_shares_the_files(tmp_path: Path) -> None:
+    source, folder = tmp_path / "source", tmp_path / "derived"
+    source.mkdir()
+    folder.mkdir()
+    write_description(source)
+    changed = read_description(source, "models/pets").model_copy(update={"temperature": 1.7})
+    derive_bundle(source, folder, changed)
+    assert read_description(folder, "models/pets").temperature == 1.7
+    assert read_description(source, "models/pets").temperature == 1
+    assert all((folder / name).samefile(source / name) for name in (WEIGHTS_FILE, GOLDEN_FILE))

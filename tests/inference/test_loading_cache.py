@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pyserve.errors import InvalidArgumentError
+from pyserve.errors import InvalidArgumentError, ResourceExhaustedError
 from pyserve.inference.loading_cache import LoadingCache
 
 
@@ -88,3 +88,42 @@ def test_loads_of_other_keys_do_not_wait_and_leave_no_more_than_allowed() -> Non
 def test_capacity_is_checked() -> None:
     with pytest.raises(InvalidArgumentError, match=r"capacity: got 0, expected ≥ 1"):
         LoadingCache(0)
+
+
+def test_values_have_weights() -> None:
+    cache: LoadingCache[str, int] = LoadingCache(10, lambda value: value)
+    for key, value in (("a", 4), ("b", 4)):
+        cache.get(key, lambda value=value: value, weight=value)  # type: ignore[misc]
+    cache.get("c", lambda: 5, weight=2)  # heavier than was thought: known once it is there
+    assert list(cache.keys()) == ["b", "c"]
+    assert cache.get("huge", lambda: 50, weight=50) == 50
+    assert list(cache.keys()) == ["huge"]
+    assert cache.find("c") is None
+    assert cache.find("huge") == 50
+    assert list(cache.values()) == [50]
+
+
+def test_what_is_pinned_stays() -> None:
+    cache: LoadingCache[str, int] = LoadingCache(10, lambda value: value)
+    cache.get("a", lambda: 4, weight=4, pin=True)
+    cache.get("b", lambda: 4, weight=4)
+    cache.get("c", lambda: 4, weight=4)
+    assert list(cache.keys()) == ["a", "c"]
+    cache.get("c", fail, pin=True)  # pinned later
+    with pytest.raises(ResourceExhaustedError, match="no room for 4 bytes: the limit is 10, and a, c stay loaded"):
+        cache.get("d", lambda: 4, weight=4)
+    assert cache.get("e", lambda: 2, weight=2) == 2
+    assert cache.discard("a")
+    assert not cache.discard("a")
+    assert cache.get("d", lambda: 4, weight=4) == 4
+    assert list(cache.keys()) == ["c", "e", "d"]
+
+
+def test_using_a_value_keeps_it() -> None:
+    cache: LoadingCache[str, int] = LoadingCache(2)
+    cache.get("a", lambda: 1)
+    cache.get("b", lambda: 2)
+    assert cache.find("a") == 1
+    cache.get("c", lambda: 3)
+    assert list(cache.keys()) == ["a", "c"]
+    assert cache.find("never there") is None

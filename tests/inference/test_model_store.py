@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from pyserve.errors import DataLossError, InvalidArgumentError, NotFoundError
+from pyserve.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from pyserve.inference.description import DESCRIPTION_FILE
 from pyserve.inference.model_store import ModelStore
 from tests.inference.support import write_description
@@ -81,7 +82,7 @@ def test_not_found_names_what_exists(store: ModelStore) -> None:
         NotFoundError, match=r"models/x does not exist; existing: models/m00, .*, models/m09 and 2 more$"
     ):
         store.get("models/x")
-    with pytest.raises(NotFoundError, match="models/m03 has no version 7; newest first it has: 1$"):
+    with pytest.raises(NotFoundError, match=r"models/m03 has no version 7; newest first it has: 1$"):
         store.get("models/m03/versions/7")
 
 
@@ -179,7 +180,7 @@ def test_one_damaged_model_does_not_hide_the_others(store: ModelStore, tmp_path:
     store.add("bad", write_description)
     (tmp_path / "models" / "bad" / "1" / DESCRIPTION_FILE).write_text("{")
     assert [info.model_id for info in store.list()[0]] == ["good"]
-    with pytest.raises(DataLossError, match="models/bad/versions/1: bundle.json is damaged"):
+    with pytest.raises(DataLossError, match=r"models/bad/versions/1: bundle\.json is damaged"):
         store.get("models/bad")
 
 
@@ -190,3 +191,73 @@ def test_reading_models_loads_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_aliases(store: ModelStore, tmp_path: Path) -> None:
+    for _ in range(3):
+        store.add("pets", write_description)
+    store.set_alias("models/pets@best", "models/pets/versions/2")
+    store.set_alias("models/pets@newest", "models/pets")
+    assert store.resolve("models/pets@best") == "models/pets/versions/2"
+    assert store.get("models/pets@newest").version == 3
+    assert store.get("models/pets/versions/2").aliases == ("best",)
+    store.set_alias("models/pets@best", "models/pets@newest")
+    assert store.aliases("models/pets") == {"best": 3, "newest": 3}
+    assert ModelStore(tmp_path).get("models/pets").aliases == ("best", "newest")
+    store.set_alias("models/pets@best", "")
+    with pytest.raises(NotFoundError, match="models/pets has no alias best; it has: newest"):
+        store.resolve("models/pets@best")
+    assert [info.version for info in store.list()[0]] == [3, 2, 1]
+
+
+def test_names_follow_what_other_processes_do(store: ModelStore, tmp_path: Path) -> None:
+    store.add("pets", write_description)
+    assert store.resolve("models/pets") == "models/pets/versions/1"
+    other = ModelStore(tmp_path)
+    for number in range(2, 6):  # at once, within the grain of the file system's clock
+        other.add("pets", write_description)
+        assert store.resolve("models/pets") == f"models/pets/versions/{number}"
+    past = time.time() - 10
+    os.utime(tmp_path / "models" / "pets", (past, past))
+    assert store.resolve("models/pets") == "models/pets/versions/5"  # from here on it is remembered
+    other.add("pets", write_description)
+    assert store.resolve("models/pets") == "models/pets/versions/6"
+    other.set_alias("models/pets@x", "models/pets/versions/1")
+    assert store.resolve("models/pets@x") == "models/pets/versions/1"
+
+
+def test_resolving_reads_nothing_where_nothing_changed(store: ModelStore, tmp_path: Path) -> None:
+    store.add("pets", write_description)
+    past = time.time() - 10
+    os.utime(tmp_path / "models" / "pets", (past, past))
+    store.resolve("models/pets")
+    (tmp_path / "models" / "pets" / "7").mkdir()
+    os.utime(tmp_path / "models" / "pets", (past, past))
+    assert store.resolve("models/pets") == "models/pets/versions/1"
+
+
+def test_numbers_of_deleted_versions_are_not_given_again(store: ModelStore, tmp_path: Path) -> None:
+    for _ in range(3):
+        store.add("pets", write_description)
+    assert store.delete("models/pets/versions/3") == ["models/pets/versions/3"]
+    assert store.get("models/pets").version == 2
+    assert store.add("pets", write_description) == "models/pets/versions/4"
+    store.set_alias("models/pets@x", "models/pets/versions/1")
+    with pytest.raises(FailedPreconditionError, match="models/pets@x points to version 1"):
+        store.delete("models/pets/versions/1")
+    assert store.delete("models/pets") == [f"models/pets/versions/{n}" for n in (1, 2, 4)]
+    with pytest.raises(NotFoundError, match="models/pets does not exist; no model exists yet"):
+        store.get("models/pets")
+    with pytest.raises(NotFoundError):
+        store.delete("models/pets")
+    assert store.add("pets", write_description) == "models/pets/versions/5"
+    assert store.aliases("models/pets") == {}
+    assert leftovers(tmp_path) == []
+
+
+def test_a_damaged_record_is_told(store: ModelStore, tmp_path: Path) -> None:
+    store.add("pets", write_description)
+    (tmp_path / "models" / "pets" / "model.json").write_text('{"aliases": {"../x": 1}}')
+    with pytest.raises(DataLossError, match=r"models/pets: model\.json is damaged"):
+        store.resolve("models/pets")
+    assert list(store.list()[0]) == []

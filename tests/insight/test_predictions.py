@@ -127,3 +127,16 @@ def test_errors_say_what_was_expected(evaluation: Evaluation) -> None:
         top_losses(evaluation, count=0)
     with pytest.raises(InvalidArgumentError, match="3 targets"):
         Evaluation(evaluation.probabilities, evaluation.targets[:3], evaluation.paths, LABELS)
+
+
+def test_one_class_or_one_cell_of_the_matrix(evaluation: Evaluation) -> None:
+    def found(order: str, **of: str) -> str:
+        return "".join(item.path for item in top_losses(evaluation, order, 9, **of))
+
+    assert found("most_correct", label="ant") == "ab"
+    assert found("most_uncertain", label="cat") == "fe"
+    assert found("most_incorrect", predicted="bee") == "ec"
+    assert found("most_incorrect", label="ant", predicted="bee") == "c"
+    assert found("highest_loss", label="bee", predicted="cat") == ""
+    with pytest.raises(InvalidArgumentError, match="label: got 'dog', expected one of 'ant', 'bee', 'cat'"):
+        top_losses(evaluation, label="dog")

@@ -89,3 +89,23 @@ async def test_kill_takes_the_whole_group(tmp_path: Path) -> None:
     assert "signal 9 (SIGKILL)" in await worker.wait()
     worker.kill()  # it is gone: nothing happens
     await eventually(lambda: not alive(child))
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ({}, "spins 1000 policy"),
+        ({"GOMP_SPINCOUNT": "5"}, "spins 5 policy"),
+        ({"OMP_WAIT_POLICY": "active"}, "spins policy active"),
+    ],
+)
+async def test_threads_wait_briefly_unless_the_user_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: dict[str, str], told: str
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    program = "echo spins $GOMP_SPINCOUNT policy $OMP_WAIT_POLICY >&2; exit 1"
+    worker = await LocalRunner(("sh", "-c", program)).start(order(tmp_path))
+    assert (await worker.wait()).endswith(f": {told}")

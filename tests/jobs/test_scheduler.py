@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pyserve.data import staging
 from pyserve.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -16,7 +17,7 @@ from pyserve.errors import (
     UnavailableError,
 )
 from pyserve.jobs.events import Event, JobState, StepDone
-from pyserve.jobs.paths import STORE_FILE
+from pyserve.jobs.paths import STORE_FILE, job_folder
 from pyserve.jobs.scheduler import SERVER_STOPPED, Scheduler
 from pyserve.jobs.store import JobStore
 from pyserve.spec import FindLearningRateSpec
@@ -313,3 +314,51 @@ async def test_drain_of_a_scheduler_that_never_started(tmp_path: Path) -> None:
         job = await scheduler.submit(spec())
         told: list[Event] = await story(scheduler, job.name)
         assert told
+
+
+async def test_delete(tmp_path: Path) -> None:
+    async with scheduling(tmp_path) as scheduler:
+        job, other = await scheduler.submit(spec()), await scheduler.submit(spec())
+        await ended(scheduler, other.name)
+        await ended(scheduler, job.name)
+        folder = job_folder(tmp_path, job.name)
+        assert folder.is_dir()
+        await scheduler.delete(job.name)  # at once: its worker may still be about to leave
+        assert not folder.exists()
+        assert job_folder(tmp_path, other.name).is_dir()
+        for call in (scheduler.delete, scheduler.cancel):
+            with pytest.raises(NotFoundError, match=other.name):
+                await call(job.name)
+        assert [record.name for record in scheduler._store.list()[0]] == [other.name]
+        assert (await scheduler.submit(spec())).name > job.name
+
+
+async def test_delete_waits_for_what_is_under_way(tmp_path: Path) -> None:
+    async with scheduling(tmp_path, max_running_jobs=1) as scheduler:
+        running, queued = await scheduler.submit(spec("waits")), await scheduler.submit(spec())
+        await begun(scheduler, running.name)
+        for job, state in ((running, "RUNNING"), (queued, "QUEUED")):
+            with pytest.raises(FailedPreconditionError, match=f"{job.name} is {state}: cancel it first"):
+                await scheduler.delete(job.name)
+        await scheduler.cancel(running.name)
+        await scheduler.cancel(queued.name)
+        await ended(scheduler, running.name)
+        for job in (running, queued):
+            await scheduler.delete(job.name)
+        assert scheduler._store.list()[0] == []
+        assert list((tmp_path / "jobs").iterdir()) == []
+
+
+async def test_a_crash_while_deleting_leaves_a_job_that_can_be_deleted(tmp_path: Path) -> None:
+    async with scheduling(tmp_path) as scheduler:
+        job = await scheduler.submit(spec())
+        await ended(scheduler, job.name)
+
+        def crash(folder: Path) -> None:
+            staging.remove_folder(folder)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            scheduler._store.delete(job.name, lambda: crash(job_folder(tmp_path, job.name)))
+        assert scheduler._store.get(job.name).state is JobState.SUCCEEDED
+        await scheduler.delete(job.name)

@@ -301,3 +301,23 @@ def test_processes_write_at_once_without_a_gap(store: JobStore) -> None:
         assert writer.exitcode == 0
     events = store.events(job.name)
     assert [e.seq for e in events] == list(range(1, 303))
+
+
+def test_delete_keeps_a_finder_that_is_needed(store: JobStore) -> None:
+    """Until the training that takes its rate has ended for good; an INTERRUPTED one may be resumed."""
+    finder = store.create(FindLearningRateSpec(training=spec()))
+    store.claim_next()
+    store.finish(finder.name, 1, JobState.FAILED)
+    training = store.create(spec(lr_from=finder.name))
+    removed: list[str] = []
+    for step in (lambda: None, store.claim_next, lambda: store.finish(training.name, 1, JobState.INTERRUPTED)):
+        step()
+        with pytest.raises(FailedPreconditionError, match=f"{training.name} takes its learning rate from it"):
+            store.delete(finder.name, lambda: removed.append("finder"))
+    assert removed == []
+    store.cancel(training.name)
+    store.delete(finder.name, lambda: removed.append("finder"))
+    assert removed == ["finder"]
+    with pytest.raises(NotFoundError):
+        store.events(finder.name)
+    assert [event.seq for event in store.events(training.name)] == [1, 2, 3, 4]

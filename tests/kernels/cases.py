@@ -85,6 +85,8 @@ _ODD_ONES = [
     Case(1, 12, 8, 8, 12, 5, 3, (2, 1), (2, 1), (1, 2), 12),  # depthwise, not square
     square(1, 20, 7, 20, 3, 4, 1, groups=20),  # strides beyond the kernel: some inputs are never read
     square(1, 4, 7, 5, 1, 3),
+    square(3, 24, 11, 40, 1, 2),
+    square(2, 32, 7, 48, 1, groups=2),
     square(3, 5, 1, 9, 1),  # images of one pixel
     square(2, 5, 1, 9, 3, 1, 1),
     square(1, 8, 5, 4, 5),  # the kernel is the image

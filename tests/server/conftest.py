@@ -61,6 +61,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, archive: bytes) -> Iterator
         max_predict_images=64,
         max_archive_bytes=20_000_000,
         checkpoint_interval_s=0.2,
+        job_nice=0,  # tests share the machine with whatever else runs
+        metrics_port=0,
     )
     thread = ServerThread(settings)
     thread.stubs.upload(archive, "colours")

@@ -142,6 +142,7 @@ def train_request(dataset: str = "datasets/colours", **fields: Any) -> jobs_pb2.
         "learning_rate": 0.01,
         "augment": "flip",
         "device": "cpu",
+        "model_id": "some",  # "colours" is that of the fixture `trained`
     }
     request_id = fields.pop("request_id", "")
     train = jobs_pb2.TrainSpec(dataset=dataset, **(spec | fields))
@@ -169,11 +170,16 @@ def failure(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str, dict[str, st
 
 
 class ServerProcess:
-    """`pyserve serve` in a process of its own, on a free port, with a data folder that outlives it."""
+    """`pyserve serve` in a process of its own, on a free port, with a data folder that outlives it.
 
-    def __init__(self, data_dir: Path, **settings: object) -> None:
+    `prefix`: a command that starts it; `first`: Python that it runs first.
+    """
+
+    def __init__(self, data_dir: Path, prefix: Sequence[str] = (), first: str = "", **settings: object) -> None:
         self.data_dir = data_dir
-        self._settings = {"job_threads": 1, "predict_threads": 1, "max_running_jobs": 2} | settings
+        self._prefix = prefix
+        self._first = first
+        self._settings = {"job_threads": 1, "predict_threads": 1, "job_nice": 0, "max_running_jobs": 2} | settings
         self._log = data_dir.parent / f"{data_dir.name}-{uuid.uuid4().hex[:8]}.log"
         self.start()
 
@@ -182,12 +188,12 @@ class ServerProcess:
         environment = {f"PYSERVE_{name.upper()}": str(value) for name, value in self._settings.items()}
         environment |= {"PYSERVE_DATA_DIR": str(self.data_dir), "PYSERVE_PORT": "0"}
         code = (
-            "from pyserve.config import load; from pyserve.server.app import serve;"
+            f"{self._first}\nfrom pyserve.config import load; from pyserve.server.app import serve;"
             "serve(load(), on_ready=lambda address: print('READY', address, flush=True))"
         )
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", code],
+                [*self._prefix, sys.executable, "-c", code],
                 env=os.environ | environment,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -196,7 +202,10 @@ class ServerProcess:
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line.startswith("READY "), self.log()
+        if not line.startswith("READY "):
+            self.process.kill()
+            self.process.communicate()
+            raise AssertionError(self.log())
         self.stubs = Stubs(line.split()[1])
 
     def log(self) -> str:

@@ -29,6 +29,17 @@ TRAININGS: dict[str, tuple[dict[str, Any], grpc.StatusCode, str, str]] = {
     "lr_from gone": ({"lr_from": f"jobs/{NIL}"}, Code.NOT_FOUND, "", NIL),
     "dataset": ({"dataset": "datasets/nobody"}, Code.NOT_FOUND, "", "datasets/colours"),
     "dataset name": ({"dataset": "colours"}, Code.INVALID_ARGUMENT, "train.dataset", "colours"),
+    "recipe": ({"recipe": "lesson7"}, Code.INVALID_ARGUMENT, "train.recipe", "lesson1"),
+    "recipe weights": ({"recipe": "lesson1"}, Code.INVALID_ARGUMENT, "train.weights", "weights to begin with"),
+    "auto epochs": (
+        {"recipe": "auto", "time_budget_minutes": 1.0},
+        Code.INVALID_ARGUMENT,
+        "train.batch_size",
+        "recipe auto chooses it",
+    ),
+    "budget": ({"time_budget_minutes": 1.0}, Code.INVALID_ARGUMENT, "train.time_budget_minutes", "recipe auto"),
+    "start size": ({"start_image_size": 64}, Code.INVALID_ARGUMENT, "train.start_image_size", "≤ image_size"),
+    "mixup": ({"mixup": float("nan")}, Code.INVALID_ARGUMENT, "train.mixup", "got nan"),
     "request id": ({"request_id": "mine"}, Code.INVALID_ARGUMENT, "request_id", "UUID"),
 }
 
@@ -63,7 +74,7 @@ def test_nothing_to_train(stubs: Stubs) -> None:
 
 def test_learning_rate_from_a_training_is_refused(stubs: Stubs, trained: jobs_pb2.Job) -> None:
     code, message, violations, _ = failure(lambda: stubs.train(lr_from=trained.name))
-    assert (code, list(violations)) == (Code.FAILED_PRECONDITION, ["train.lr_from"])
+    assert (code, list(violations)) == (Code.INVALID_ARGUMENT, ["train.lr_from"])
     assert trained.name in message
 
 

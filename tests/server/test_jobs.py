@@ -45,6 +45,27 @@ def test_training_tells_its_whole_story(stubs: Stubs, trained: jobs_pb2.Job) -> 
     assert trained.create_time.ToSeconds() <= trained.start_time.ToSeconds() <= trained.end_time.ToSeconds()
     assert trained.train.epochs == 6
     assert trained.attempt == 1
+    assert [e.state.report for e in events if e.state.report] == [f"{trained.name}/report"]
+    assert events[-1].state.report  # the last event links to it
+
+
+def test_the_log_as_a_tensorboard_file(stubs: Stubs, trained: jobs_pb2.Job) -> None:
+    request = jobs_pb2.TensorBoardRequest(name=trained.name)
+    so_far = b"".join(chunk.data for chunk in stubs.jobs.TensorBoard(request, timeout=60))
+    assert b"valid/accuracy" in so_far
+    assert b"training_curves" in so_far
+    request.follow = True  # of a job that has ended: the same
+    assert b"".join(chunk.data for chunk in stubs.jobs.TensorBoard(request, timeout=60)) == so_far
+    unknown = jobs_pb2.TensorBoardRequest(name=f"jobs/{uuid.uuid4()}")
+    assert failure(lambda: list(stubs.jobs.TensorBoard(unknown, timeout=20)))[0] == grpc.StatusCode.NOT_FOUND
+
+
+def test_a_tensorboard_file_grows_with_its_job(stubs: Stubs) -> None:
+    job = stubs.train(epochs=2)
+    request = jobs_pb2.TensorBoardRequest(name=job.name, follow=True)
+    followed = b"".join(chunk.data for chunk in stubs.jobs.TensorBoard(request, timeout=120))
+    assert get(stubs, job).state == jobs_pb2.SUCCEEDED
+    assert followed.count(b"valid/accuracy") == 2
 
 
 def test_artifacts_can_be_had(stubs: Stubs, trained: jobs_pb2.Job) -> None:
@@ -77,7 +98,7 @@ def test_finder_and_a_training_that_takes_its_rate(stubs: Stubs) -> None:
     result = finder.learning_rate_result
     points = [e.curve_point for e in events if e.WhichOneof("event") == "curve_point"]
     assert [p.learning_rate for p in points] == [p.learning_rate for p in result.curve]
-    assert {s.rule for s in result.suggestions} == {"valley", "steep", "slide", "minimum"}
+    assert {s.rule for s in result.suggestions} == {"valley", "knee", "steep", "slide", "minimum"}
     if not result.learning_rate:
         pytest.fail(f"no suggestion: {result.suggestions}")
     request = train_request(lr_from=finder.name, batch_size=4, epochs=1)
@@ -85,6 +106,47 @@ def test_finder_and_a_training_that_takes_its_rate(stubs: Stubs) -> None:
     job = stubs.wait(stubs.jobs.Train(request, timeout=20))
     assert job.state == jobs_pb2.SUCCEEDED, job.reason
     assert job.train_result.learning_rate == pytest.approx(result.learning_rate)
+
+
+def test_a_recipe_tells_its_phases(stubs: Stubs, trained: jobs_pb2.Job) -> None:
+    request = train_request(recipe="lesson1", weights=trained.train_result.model, epochs=1, frozen_epochs=1)
+    request.train.ClearField("learning_rate")
+    job = stubs.jobs.Train(request, timeout=20)
+    events = stubs.watch(job)
+    job = get(stubs, job)
+    assert job.state == jobs_pb2.SUCCEEDED, job.reason
+    assert (job.train.schedule, job.train.cycle_mult, job.train.lr_from) == ("sgdr", 2, "self")  # told, as it is
+    names = ["head on activations", "head on pictures", "whole network"]
+    phases = [e.phase for e in events if e.WhichOneof("event") == "phase"]
+    assert [(p.name, p.phase, p.total_phases, p.first_epoch) for p in phases] == [
+        (name, i + 1, 3, first) for i, (name, first) in enumerate(zip(names, (1, 3, 4), strict=True))
+    ]
+    assert all(p.learning_rate > 0 for p in phases)
+    epochs = [e.epoch for e in events if e.WhichOneof("event") == "epoch"]
+    assert [e.phase for e in epochs] == [names[0], *names]
+    assert {"tta_accuracy", "tta_loss"} < set(job.train_result.metrics)
+    assert job.progress.phase == names[-1]
+
+
+def test_auto_says_what_it_chose(stubs: Stubs) -> None:
+    request = jobs_pb2.TrainRequest(
+        train=jobs_pb2.TrainSpec(
+            dataset="datasets/colours",
+            model_id="some",
+            architecture="smallnet",
+            recipe="auto",
+            time_budget_minutes=0.4,
+            device="cpu",
+        )
+    )
+    job = stubs.jobs.Train(request, timeout=20)
+    assert not job.train.HasField("epochs")  # nobody knows yet
+    lines = [e.log.message for e in stubs.watch(job) if e.WhichOneof("event") == "log"]
+    job = get(stubs, job)
+    assert job.state == jobs_pb2.SUCCEEDED, job.reason
+    assert any("pictures/s are learnt from" in line for line in lines)
+    assert any("the same again: architecture=smallnet" in line for line in lines)
+    assert "tta_accuracy" in job.train_result.metrics
 
 
 def test_jobs_are_listed_in_pages(stubs: Stubs, trained: jobs_pb2.Job) -> None:
@@ -162,16 +224,21 @@ def test_cancel_on_disconnect(stubs: Stubs) -> None:
     assert stubs.wait(job).state == jobs_pb2.CANCELLED
 
 
-def test_dataset_in_use_stays(stubs: Stubs) -> None:
-    stubs.upload(zipped(pictures(6)), "busy")
+def test_dataset_in_use_stays(server: ServerThread) -> None:
+    stubs = server.stubs
+    dataset = stubs.upload(zipped(pictures(6)), "busy")
     job = stubs.train("datasets/busy", **LONG)
+    stubs.wait_for_step(job, 1)
     delete = datasets_pb2.DeleteDatasetRequest(name="datasets/busy")
     code, message, _, _ = failure(lambda: stubs.datasets.Delete(delete, timeout=20))
     assert code == grpc.StatusCode.FAILED_PRECONDITION
     assert job.name in message
     cancel(stubs, job)
     stubs.wait(job)
+    decoded = server.settings.data_dir / "cache" / "decoded" / dataset.digest
+    assert list(decoded.iterdir())
     stubs.datasets.Delete(delete, timeout=20)
+    assert not decoded.exists()
 
 
 def test_failing_job_tells_why_and_no_path(server: ServerThread) -> None:
@@ -255,3 +322,23 @@ def test_models_are_described(stubs: Stubs, trained: jobs_pb2.Job) -> None:
             break
     assert names == [m.name for m in stubs.models.List(models_pb2.ListModelsRequest(), timeout=20).models]
     assert trained.train_result.model in names
+
+
+def test_delete(server: ServerThread) -> None:
+    stubs = server.stubs
+    job = stubs.wait(stubs.train(model_id="kept"))
+    folder = server.settings.data_dir / "jobs" / job.name.removeprefix("jobs/")
+    assert folder.is_dir()
+    stubs.jobs.Delete(jobs_pb2.DeleteJobRequest(name=job.name), timeout=20)
+    assert not folder.exists()
+    code, message, _, _ = failure(lambda: get(stubs, job))
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert job.name in message
+    model = stubs.models.Get(models_pb2.GetModelRequest(name=job.train_result.model), timeout=20)
+    assert model.provenance["job"] == job.name  # what it made stays
+    running = stubs.train(**LONG)
+    code, message, _, _ = failure(lambda: stubs.jobs.Delete(jobs_pb2.DeleteJobRequest(name=running.name)))
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "cancel it first" in message
+    cancel(stubs, running)
+    stubs.wait(running)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +64,61 @@ def test_long_errors_fit_into_the_trailers() -> None:
     status = error_status(errors.DataError("≥" * 100_000, fields=violations), "r1")
     # The text is percent-encoded, the details are base64; peers refuse trailers above 8 KiB.
     assert len(status.message.encode()) * 3 + len(status.SerializeToString()) * 4 / 3 < 8000
+
+
+def sqlite_full(folder: Path) -> None:
+    with sqlite3.connect(folder / "x.sqlite3") as connection:
+        connection.execute("PRAGMA max_page_count = 3")
+        connection.execute("CREATE TABLE t (x)")
+        for _ in range(100):
+            connection.execute("INSERT INTO t VALUES (zeroblob(1000))")
+
+
+def sqlite_read_only(folder: Path) -> None:
+    (folder / "x.sqlite3").touch()
+    with sqlite3.connect(f"file:{folder}/x.sqlite3?mode=ro", uri=True) as connection:
+        connection.execute("CREATE TABLE t (x)")
+
+
+def sqlite_damaged(folder: Path) -> None:
+    (folder / "x.sqlite3").write_bytes(b"hello" * 1000)
+    with sqlite3.connect(folder / "x.sqlite3") as connection:
+        connection.execute("SELECT * FROM sqlite_master")
+
+
+def file_full(folder: Path) -> None:
+    with Path("/dev/full").open("w") as file:
+        file.write("x")
+
+
+def raise_(error: Exception) -> Any:
+    def call(folder: Path) -> None:
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [
+        (sqlite_full, "RESOURCE_EXHAUSTED", "the server's disk is full"),
+        (file_full, "RESOURCE_EXHAUSTED", "the server's disk is full"),
+        (sqlite_read_only, "FAILED_PRECONDITION", "data folder cannot be written"),
+        (sqlite_damaged, "DATA_LOSS", "job store is damaged"),
+        (raise_(PermissionError(13, "x", "/srv/secret")), "FAILED_PRECONDITION", "data folder cannot be written"),
+        (raise_(OSError(24, "Too many open files")), "RESOURCE_EXHAUSTED", "no file descriptors left"),
+        (raise_(MemoryError()), "RESOURCE_EXHAUSTED", "the server's memory is full"),
+        (raise_(OSError(5, "Input/output error")), "INTERNAL", "internal error"),
+        (raise_(sqlite3.OperationalError("database is locked")), "INTERNAL", "internal error"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
+def test_faults_of_the_machine_are_told_as_what_they_are(
+    tmp_path: Path, fault: Any, code: str, words: str
+) -> None:
+    with pytest.raises(Exception) as caught:  # noqa: PT011  whatever the system raises
+        fault(tmp_path)
+    status = error_status(caught.value, "r1")
+    assert status.code == grpc.StatusCode[code].value[0], caught.value
+    assert words in status.message
+    assert b"secret" not in status.SerializeToString()

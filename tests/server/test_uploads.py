@@ -29,7 +29,7 @@ CONTENT = bytes(range(256)) * 40
 
 def plan(request_id: str = "", offset: int = 0, **changes: Any) -> UploadPlan:
     values: dict[str, Any] = {
-        "dataset_id": "pets",
+        "resource_id": "pets",
         "size_bytes": len(CONTENT),
         "sha256": hashlib.sha256(CONTENT).hexdigest(),
         "request_id": request_id,
@@ -182,7 +182,7 @@ def test_same_id_for_another_upload(uploads: Uploads) -> None:
     first.open(free)
     first.write(CONTENT[:3000])
     first.close()
-    second = uploads.begin(plan(request_id, dataset_id="other"))
+    second = uploads.begin(plan(request_id, resource_id="other"))
     with pytest.raises(InvalidArgumentError, match=r"header\.request_id: .*a new UUID"):
         second.open(free)
     second.close()
@@ -266,5 +266,5 @@ def test_old_requests_are_forgotten(uploads: Uploads, folder: Path) -> None:
 def test_parts_of_a_dead_process_are_removed(folder: Path) -> None:
     folder.mkdir()
     (folder / "once-1.part").write_bytes(b"x")
-    Uploads(RequestLedger(folder, ttl_s=10), max_bytes=10)
+    Uploads(RequestLedger(folder, ttl_s=10), max_bytes=10).remove_leftovers()
     assert list(folder.iterdir()) == []

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pyserve.training.callbacks import CurvePoint, EpochInfo, Silent, StepInfo, StopKind
-from pyserve.training.learner import LearnerConfig
+from pyserve.training.config import LearnerConfig
 from pyserve.training.network import Network
 from pyserve.training.phases import Phase
 from pyserve.training.seeding import derive_seed

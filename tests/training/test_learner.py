@@ -9,9 +9,10 @@ import torch
 
 from pyserve.errors import DataLossError, FailedPreconditionError, InvalidArgumentError
 from pyserve.training.checkpoint import NEWEST, PREVIOUS, CheckpointStore, load
-from pyserve.training.learner import Learner, LearnerConfig
+from pyserve.training.config import LearnerConfig
+from pyserve.training.evaluation import evaluate
+from pyserve.training.learner import Learner, Stage
 from pyserve.training.phases import Phase
-from pyserve.training.step import TrainStep
 from tests.training.support import PHASES, RandomBatches, Recorder, same, tiny_config, tiny_network
 
 
@@ -25,12 +26,14 @@ def make(
     valid: RandomBatches | None = None,
     identity: str = "a",
 ) -> Learner:
+    network = tiny_network()
+    train = RandomBatches() if train is None else train
+    stage = Stage(network, train, valid or RandomBatches(20, seed=7))
     return Learner(
-        tiny_network(),
+        network,
         config or tiny_config(),
-        RandomBatches() if train is None else train,
-        valid or RandomBatches(20, seed=7),
         phases,
+        lambda index: stage,
         callbacks=listener or Recorder(),
         store=CheckpointStore(folder) if folder else None,
         identity=identity,
@@ -70,7 +73,8 @@ def test_the_best_weights_are_those_of_the_best_epoch() -> None:
         assert learner.state.best_epoch == best + 1
         assert [e.best for e in listener.epochs][best]
         assert same(learner.network.weights(), learner.best_weights)
-        again = TrainStep().evaluate(learner.network.model, learner.valid.epoch(0), lambda: None)
+        views = (((x,), y) for x, y in RandomBatches(20, seed=7).epoch(0))
+        again = evaluate(learner.network.model, views, lambda: None)
         assert again == pytest.approx(dict(learner.state.best_metrics))
 
 
@@ -230,7 +234,9 @@ def test_only_the_head_learns_in_the_frozen_phase_and_everything_after(tmp_path:
 
 def script_accuracy(learner: Learner, values: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     left = iter(values)
-    monkeypatch.setattr(TrainStep, "evaluate", lambda *arguments: {"accuracy": (v := next(left)), "loss": 2.0 - v})
+    monkeypatch.setattr(
+        "pyserve.training.learner.evaluate", lambda *arguments: {"accuracy": (v := next(left)), "loss": 2.0 - v}
+    )
 
 
 @pytest.mark.parametrize(
@@ -337,7 +343,7 @@ class Nothing(RandomBatches):
 
 def test_no_batches_is_an_error() -> None:
     with pytest.raises(InvalidArgumentError, match="less than 2 pictures"):
-        make(train=Nothing())
+        make(train=Nothing()).fit()
 
 
 def test_the_learner_needs_torch_alone() -> None:

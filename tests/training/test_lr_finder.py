@@ -5,7 +5,7 @@ import pytest
 
 from pyserve.errors import FailedPreconditionError
 from pyserve.training.callbacks import CurvePoint
-from pyserve.training.lr_finder import recommend, suggest_all
+from pyserve.training.lr_finder import recommend, suggest_all, useful
 from pyserve.training.lr_rules import RULES, suggest
 from pyserve.training.range_test import Curve
 
@@ -24,7 +24,7 @@ def test_the_spread_is_median_lowest_and_highest_of_the_runs() -> None:
     suggestions = suggest_all(runs)
     assert set(suggestions) == set(RULES)
     for rule, found in suggestions.items():
-        single = sorted(suggest(rule, r.lrs, r.smoothed, r.planned) for r in runs[:3])
+        single = sorted(suggest(rule, r) for r in runs[:3])
         assert (found.lowest, found.learning_rate, found.highest) == tuple(single)
         assert not found.problem
 
@@ -42,3 +42,15 @@ def test_no_answer_at_all_is_an_error_that_says_why() -> None:
     assert all(s.learning_rate is None for s in suggestions.values())
     with pytest.raises(FailedPreconditionError, match="valley: the range test gave 12 points"):
         recommend(suggestions, "valley")
+
+
+def test_useless_curves_are_told_and_left_out_and_none_left_is_an_error() -> None:
+    good, flat = curve(1e-2), Curve(100, [CurvePoint(p.learning_rate, 2.0, 2.0, 0.1, 1) for p in curve(1).points])
+    told: list[tuple[str, str]] = []
+    assert useful([good, flat], lambda *said: told.append(said)) == [good]
+    [(code, message)] = told
+    assert code == "useless_curve"
+    assert message.startswith("run 2 of 2 is left out: the loss is flat")
+    with pytest.raises(FailedPreconditionError, match=r"^the loss is flat: from 2 it falls by 0\.0%"):
+        useful([flat, flat], lambda *said: told.append(said))
+    assert len(told) == 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Sequence
 from typing import get_args
 
 import numpy as np
@@ -10,7 +11,16 @@ import pytest
 
 from pyserve import spec
 from pyserve.errors import FailedPreconditionError
-from pyserve.training.lr_rules import RULES, longest_decrease, suggest, trim
+from pyserve.training.callbacks import CurvePoint
+from pyserve.training.lr_rules import RULES, longest_decrease, trim
+from pyserve.training.lr_rules import suggest as suggest_on
+from pyserve.training.range_test import Curve
+
+
+def suggest(rule: str, lrs: Sequence[float], losses: Sequence[float], planned: int) -> float:
+    """A rule on a curve without noise, whose moving averages are the losses themselves."""
+    points = [CurvePoint(lr, loss, loss, 0.5, 0) for lr, loss in zip(lrs, losses, strict=True)]
+    return suggest_on(rule, Curve(planned, points))
 
 
 def rates(count: int = 100) -> list[float]:

@@ -3,56 +3,18 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from pyserve.data.manifest import Item, Manifest
+from pyserve.data.manifest import Manifest
 from pyserve.errors import FailedPreconditionError, InvalidArgumentError
 from pyserve.spec import FindLearningRateSpec, TrainSpec
 from pyserve.training.checkpoint import NEWEST, load
 from pyserve.training.lr_finder import find_learning_rate
 from pyserve.training.lr_rules import RULES
-from pyserve.training.phases import Phase
-from pyserve.training.recipe import TrainDirs, TrainOutcome, choose_device, learner_config, plan_phases, train
+from pyserve.training.prepare import TrainDirs, choose_device, learner_config
+from pyserve.training.recipe import TrainOutcome, train
 from tests.training.support import Recorder, same
-
-CLASSES = ("blue", "green", "red")
-COUNTS = {"train": 12, "valid": 6}  # pictures of each class
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """Noise with a tint of its class."""
-    root = tmp_path_factory.mktemp("pictures")
-    source = np.random.default_rng(0)
-    items = []
-    for part, count in COUNTS.items():
-        for label, name in enumerate(CLASSES):
-            (root / part / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = source.integers(0, 120, (20, 24, 3), dtype=np.uint8)
-                pixels[..., 2 - label] += 110
-                path = f"{part}/{name}/{index}.png"
-                Image.fromarray(pixels).save(root / path)
-                items.append(Item(path, label, part))  # type: ignore[arg-type]
-    return Manifest(
-        dataset_id="tints",
-        root=str(root),
-        classes=CLASSES,
-        items=tuple(items),
-        bad_images=(),
-        has_own_split=True,
-        size_bytes=0,
-        digest="d" * 64,
-        create_time=0.0,
-    )
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 def tints(**fields: object) -> TrainSpec:
@@ -159,12 +121,6 @@ def test_a_missing_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
 
 
-def test_the_phases_of_a_spec() -> None:
-    spec = tints(epochs=5, frozen_epochs=2, schedule="sgdr", cycle_epochs=1, cycle_mult=2)
-    assert plan_phases(spec) == (Phase(2, 0.01, frozen=True), Phase(5, 0.01, "sgdr", 1, 2))
-    assert plan_phases(tints(freeze_body=True)) == (Phase(3, 0.01, frozen=True),)
-
-
 def test_a_cycle_cut_short_is_told(manifest: Manifest, tmp_path: Path, cache: Path) -> None:
     listener = Recorder()
     run(tints(epochs=2, schedule="sgdr", cycle_epochs=1, cycle_mult=2), manifest, tmp_path, cache, listener)
@@ -172,15 +128,25 @@ def test_a_cycle_cut_short_is_told(manifest: Manifest, tmp_path: Path, cache: Pa
 
 
 def test_batch_norm_stays_only_where_it_came_with_weights() -> None:
-    assert not learner_config(tints()).freeze_batch_norm
-    assert not learner_config(tints(freeze_batch_norm=True)).freeze_batch_norm
-    assert learner_config(tints(weights="imagenet")).freeze_batch_norm
-    assert not learner_config(tints(weights="imagenet", freeze_batch_norm=False)).freeze_batch_norm
+    def freezes(**fields: object) -> bool:
+        return learner_config(tints(**fields), torch.tensor([0, 1]), 2).freeze_batch_norm
+
+    assert not freezes()
+    assert not freezes(freeze_batch_norm=True)
+    assert freezes(weights="imagenet")
+    assert not freezes(weights="imagenet", freeze_batch_norm=False)
+
+
+def test_class_weights_are_those_of_the_training_part() -> None:
+    labels = torch.tensor([0, 0, 0, 1])
+    assert learner_config(tints(), labels, 2).step.class_weights is None
+    weighted = learner_config(tints(class_weights="balanced"), labels, 2)
+    assert weighted.step.class_weights == pytest.approx((4 / 6, 2.0))
 
 
 def test_the_finder_finds_a_rate_with_a_spread(manifest: Manifest, tmp_path: Path, cache: Path) -> None:
     listener = Recorder()
-    spec = FindLearningRateSpec(training=tints(epochs=1), steps=60, repeats=3, start_lr=1e-5)
+    spec = FindLearningRateSpec(training=tints(epochs=1), steps=40, repeats=2, start_lr=1e-5)
     result = find_learning_rate(spec, manifest, TrainDirs(tmp_path, cache), listener)
     assert result.status == "done"
     assert set(result.suggestions) == set(RULES)
@@ -190,7 +156,7 @@ def test_the_finder_finds_a_rate_with_a_spread(manifest: Manifest, tmp_path: Pat
     assert chosen.highest is not None
     assert 1e-5 <= chosen.lowest <= chosen.learning_rate <= chosen.highest <= 10  # type: ignore[operator]
     assert [p.run for p in listener.points] == sorted(p.run for p in listener.points)
-    assert {p.run for p in listener.points} == {0, 1, 2}
+    assert {p.run for p in listener.points} == {0, 1}
     assert result.lrs == [p.learning_rate for p in listener.points if p.run == 0]
     assert result.runs[0].losses != result.runs[1].losses
     assert list(tmp_path.iterdir()) == []  # it wrote nothing into the job's folder
@@ -217,3 +183,32 @@ def test_the_finder_falls_back_where_the_rule_has_no_answer(
     assert result.learning_rate is not None
     assert [code for code, _ in listener.warnings] == ["rule_without_answer"]
     assert "slide: needs 17 points" in listener.warnings[0][1]
+
+
+def test_the_finder_refuses_a_curve_of_no_use(manifest: Manifest, tmp_path: Path, cache: Path) -> None:
+    spec = FindLearningRateSpec(
+        training=tints(augment="none", batch_size=36), steps=20, start_lr=1e-9, end_lr=1e-8
+    )
+    with pytest.raises(FailedPreconditionError, match="the loss is flat: from"):
+        find_learning_rate(spec, manifest, TrainDirs(tmp_path, cache), Recorder())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"freeze_body": True, "freeze_batch_norm": False},
+        {"body_lr_factor": 0.01},
+        {"precision": "bfloat16"},
+        {"gradient_accumulation": 2, "batch_size": 4},
+        {"schedule": "sgdr", "cycle_epochs": 1, "cycle_mult": 2, "epochs": 3},
+        {"mixup": 0.4, "class_weights": "balanced", "balanced_sampling": True, "ema_decay": 0.9},
+    ],
+)
+def test_the_finder_works_for_every_kind_of_training(
+    manifest: Manifest, tmp_path: Path, cache: Path, fields: dict[str, object]
+) -> None:
+    spec = FindLearningRateSpec(training=tints(**fields), steps=60, start_lr=1e-5)
+    result = find_learning_rate(spec, manifest, TrainDirs(tmp_path, cache), Recorder())
+    assert result.status == "done"
+    assert result.learning_rate is not None
+    assert 1e-5 < result.learning_rate < 10

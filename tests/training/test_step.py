@@ -7,10 +7,9 @@ import torch
 from torch.nn import functional
 
 from pyserve.errors import InvalidArgumentError
-from pyserve.training.callbacks import Stopped, raise_if_stopped
 from pyserve.training.optim import set_rates
-from pyserve.training.step import TrainStep
-from tests.training.support import RandomBatches, Recorder, same, tiny_config, tiny_network
+from pyserve.training.step import TrainStep, balanced_class_weights
+from tests.training.support import RandomBatches, same, tiny_config, tiny_network
 
 
 def one_step(step: TrainStep, sizes: list[int], *, optimizer: str = "sgd", lr: float = 0.1):  # type: ignore[no-untyped-def]
@@ -73,26 +72,26 @@ def test_no_batch_is_an_error() -> None:
         one_step(TrainStep(), [])
 
 
-def test_evaluation_weighs_every_picture_alike_and_leaves_the_modes() -> None:
-    network, data = tiny_network(), RandomBatches(21, batch_size=8)
-    network.train_mode(freeze_batch_norm=True)
-    modes = [m.training for m in network.model.modules()]
-    before = network.weights()
-    metrics = TrainStep().evaluate(network.model, data.epoch(0), lambda: None)
-    assert [m.training for m in network.model.modules()] == modes
-    assert same(before, network.weights())
-    network.model.eval()
-    logits = network.model(data.images)
-    assert metrics["loss"] == pytest.approx(functional.cross_entropy(logits, data.labels).item(), rel=1e-5)
-    assert metrics["accuracy"] == pytest.approx(float((logits.argmax(1) == data.labels).float().mean()))
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_weigh_the_pictures_of_a_class(accumulation: int, smoothing: float) -> None:
+    """The gradient of the mean over pictures of weight · loss, whatever the batches."""
+    weights = (0.5, 2.0, 1.0)
+    step = TrainStep(class_weights=weights, label_smoothing=smoothing, gradient_accumulation=accumulation)
+    network, result, data = one_step(step, [12] if accumulation == 1 else [8, 4], lr=0.0)
+    model = tiny_network().model.eval()
+    log_probabilities = model(data.images).log_softmax(1)
+    own = -log_probabilities[torch.arange(12), data.labels] * torch.tensor(weights)[data.labels]
+    spread = -(log_probabilities * torch.tensor(weights)).mean(1)
+    expected = ((1 - smoothing) * own + smoothing * spread).mean()
+    expected.backward()
+    assert float(result.loss) == pytest.approx(expected.item(), rel=1e-5)
+    for ours, theirs in zip(network.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_evaluation_can_be_stopped_and_needs_pictures() -> None:
-    network, data = tiny_network(), RandomBatches(24)
-    listener = Recorder(stop_at=2, kind="cancel")
-    with pytest.raises(Stopped):
-        TrainStep().evaluate(network.model, data.epoch(0), lambda: raise_if_stopped(listener))
-    assert listener.asked == 3
-    assert network.model.training
-    with pytest.raises(InvalidArgumentError, match="no pictures"):
-        TrainStep().evaluate(network.model, [], lambda: None)
+def test_balanced_weights_give_every_class_the_same_say() -> None:
+    labels = torch.tensor([0] * 6 + [1] * 3 + [3])  # nobody of class 2
+    weights = balanced_class_weights(labels, 4)
+    assert weights == pytest.approx((10 / 18, 10 / 9, 0.0, 10 / 3))
+    assert sum(weights[label] for label in labels.tolist()) == pytest.approx(10)

@@ -1,4 +1,4 @@
-"""Which class is taken for which."""
+"""Which class is taken for which, of one model and of two."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pyserve.errors import InvalidArgumentError
-from pyserve.insight.figures.style import INK, WIDTH_IN, even_colours, figure, label_texts, new_figure, percent
+from pyserve.insight.figures.style import (
+    INK,
+    WIDTH_IN,
+    diverging_colours,
+    even_colours,
+    figure,
+    label_texts,
+    new_figure,
+    percent,
+    short,
+)
 
 _POINTS_PER_INCH = 72
 _MAX_WIDTH_IN = 14.0
@@ -20,6 +30,7 @@ _MAX_CELL_IN = 1.5
 _MIN_WIDTH_IN = 7.4
 _LABELLED_CELL_IN = 0.095  # below this a label in the smallest type no longer fits beside its row
 _DIGIT_WIDTH = 0.64  # of the type size, DejaVu Sans
+_COMPARED_WIDTH_IN = 13.0
 # Rare confusions are what one looks for: the colour grows with the square root of a share, so that 1 % is seen.
 _GAMMA = 0.5
 
@@ -60,7 +71,7 @@ def confusion_matrix(
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     bar.ax.minorticks_off()
     bar.set_label("share of the class's pictures")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     built.suptitle(f"{title}: {_summary(counts)}", x=0.02, ha="left", fontsize=13)
     return built
 
@@ -110,4 +121,74 @@ def _write_numbers(
                 fontsize=size,
                 color="white" if shares[i, j] ** _GAMMA > 0.55 else INK,
                 fontweight="bold" if i == j else "normal",
+            )
+
+
+@figure("comparison")
+def comparison(
+    before: npt.NDArray[np.integer],
+    after: npt.NDArray[np.integer],
+    labels: Sequence[str],
+    *,
+    names: tuple[str, str] = ("before", "after"),
+    title: str = "Two models on the same pictures",
+) -> Figure:
+    """The confusion matrices of two models, and what changed: pictures more or fewer in each cell.
+
+    Args:
+        before, after: integers ≥ 0, [C, C], C ≥ 1.
+        labels: C names.
+        names: of the models.
+
+    Raises:
+        InvalidArgumentError: where the shapes do not fit.
+    """
+    classes = len(labels)
+    for matrix in (before, after):
+        if not classes or matrix.shape != (classes, classes):
+            raise InvalidArgumentError.field(
+                "counts", list(matrix.shape), f"[{classes}, {classes}], as many as labels"
+            )
+    texts = label_texts(labels, 16)
+    margin_in = 0.6 + 0.085 * max(len(t) for t in texts)
+    cell_in = min((_COMPARED_WIDTH_IN - margin_in - 1.2) / 3 / classes, _MAX_CELL_IN)
+    built = new_figure(cell_in * classes + margin_in + 1.0, _COMPARED_WIDTH_IN)
+    panels = built.subplots(1, 3)
+    for axes, matrix, name in zip(panels, (before, after), names, strict=False):
+        shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+        norm = PowerNorm(_GAMMA, vmin=0.0, vmax=1.0)
+        axes.imshow(shares, cmap=even_colours(), norm=norm, interpolation="nearest", aspect="equal")
+        _write_numbers(axes, matrix, shares, cell_in)
+        axes.set_title(f"{short(name, 34)}\n{_summary(matrix)}", fontsize=10)
+    change = after - before
+    most = max(int(np.abs(change).max()), 1)
+    image = panels[2].imshow(
+        change, cmap=diverging_colours(), vmin=-most, vmax=most, interpolation="nearest", aspect="equal"
+    )
+    _write_change(panels[2], change, cell_in)
+    panels[2].set_title("change\nin pictures", fontsize=10)
+    for axes in panels:
+        _decorate(axes, texts, cell_in)
+    for axes in panels[1:]:
+        axes.set_ylabel("")
+    bar = built.colorbar(image, ax=panels[2], shrink=0.8, pad=0.02)
+    bar.set_label("fewer   ←   pictures   →   more", fontsize=9)
+    bar.locator = MaxNLocator(integer=True)
+    bar.update_ticks()
+    bar.outline.set_visible(False)
+    built.suptitle(title, x=0.01, ha="left", fontsize=13)
+    return built
+
+
+def _write_change(axes: Axes, change: npt.NDArray[np.integer], cell_in: float) -> None:
+    digits = len(str(int(np.abs(change).max(initial=0)))) + 1
+    size = min(11.0, cell_in * _POINTS_PER_INCH * 0.86 / (_DIGIT_WIDTH * digits), cell_in * _POINTS_PER_INCH * 0.6)
+    if size < 5:
+        return
+    most = max(int(np.abs(change).max()), 1)
+    for (i, j), count in np.ndenumerate(change):
+        if count:
+            colour = "white" if abs(count) > 0.6 * most else INK
+            axes.text(
+                j, i, f"{int(count):+d}".replace("-", "−"), ha="center", va="center", fontsize=size, color=colour
             )

@@ -9,16 +9,17 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from pyserve.errors import InvalidArgumentError
-from pyserve.insight.figures.style import INK, MUTED, WIDTH_IN, figure, new_figure
+from pyserve.insight.figures.style import WIDTH_IN, figure
+from pyserve.insight.figures.tiles import BORDER_IN, HEADER_IN, draw_tile, tile_canvas
 
-_BORDER_IN, _HEADER_IN, _GAP = 0.15, 0.8, 0.09  # gap as a fraction of a tile
+_GAP = 0.09  # between tiles, as a fraction of one
 _WIDTH_TO_HEIGHT = 2.2
 _DEAD = 1e-3  # a filter this much weaker than the strongest is shown as it is, not as amplified noise
 
 
 @figure("filters")
 def filters(weights: npt.NDArray[np.floating], *, title: str = "First-layer filters") -> Figure:
-    """Every filter as one tile, in order: mid grey is zero, brighter is positive, each scaled to its own largest weight.
+    """Every filter as one tile, in order: mid grey is zero, brighter positive, each scaled to its largest weight.
 
     Args:
         weights: [K, 3, R, S] (red, green, blue) or [K, 1, R, S] (grey), K ≥ 1.
@@ -31,24 +32,17 @@ def filters(weights: npt.NDArray[np.floating], *, title: str = "First-layer filt
     count, _, height, width = weights.shape
     columns = _columns(count, height / width)
     rows = math.ceil(count / columns)
-    tile_in = min((WIDTH_IN - 2 * _BORDER_IN) / (columns + (columns - 1) * _GAP), 1.6)
+    tile_in = min((WIDTH_IN - 2 * BORDER_IN) / (columns + (columns - 1) * _GAP), 1.6)
     step_in = tile_in * (1 + _GAP)
-    height_in = _HEADER_IN + rows * step_in * height / width + _BORDER_IN
-    built = new_figure(height_in, layout=None)
-    axes = built.add_axes((0, 0, 1, 1))
-    axes.axis("off")
-    for k, tile in enumerate(filter_tiles(weights)):
-        row, column = divmod(k, columns)
-        left, top = _BORDER_IN + column * step_in, _HEADER_IN + row * step_in * height / width
-        bottom = top + tile_in * height / width
-        axes.imshow(tile, extent=(left, left + tile_in, bottom, top), interpolation="nearest", aspect="auto")
-    axes.set_xlim(0, WIDTH_IN)
-    axes.set_ylim(height_in, 0)
-    axes.text(_BORDER_IN, 0.22, f"{title}: {count} of {height} × {width}", fontsize=13, va="center", color=INK)
+    height_in = HEADER_IN + rows * step_in * height / width + BORDER_IN
     explanation = (
         "mid grey is 0, brighter is positive, darker negative; each filter scaled to its own largest weight"
     )
-    axes.text(_BORDER_IN, 0.52, explanation, fontsize=8.5, va="center", color=MUTED)
+    built, axes = tile_canvas(height_in, f"{title}: {count} of {height} × {width}", explanation)
+    for k, tile in enumerate(filter_tiles(weights)):
+        row, column = divmod(k, columns)
+        left, top = BORDER_IN + column * step_in, HEADER_IN + row * step_in * height / width
+        draw_tile(axes, tile, (left, top, tile_in, tile_in * height / width), smooth=False)
     return built
 
 

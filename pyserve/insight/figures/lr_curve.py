@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -35,7 +36,7 @@ Values = npt.NDArray[np.float64]
 
 
 class Curve(Protocol):
-    """One run of a range test: learning rates ascending, mini-batch and smoothed losses (nats) of the same length."""
+    """One run of a range test: learning rates ascending, mini-batch and smoothed losses (nats) of that length."""
 
     @property
     def lrs(self) -> Sequence[float]:
@@ -200,7 +201,7 @@ def spread_out(wanted: Sequence[float], widths: Sequence[float], gap: float) -> 
     at their mean (pool adjacent violators). Too many labels for the room overlap at the right end.
     """
     offsets = [0.0]
-    for left, right in zip(widths, widths[1:], strict=False):
+    for left, right in pairwise(widths):
         offsets.append(offsets[-1] + (left + right) / 2 + gap)
     blocks: list[tuple[float, int]] = []  # mean of (wanted − offset), number of labels
     for want, offset in zip(wanted, offsets, strict=True):

@@ -1,7 +1,7 @@
 """What all figures share: sizes, colours that colour-blind readers can tell apart, texts, rendering.
 
-matplotlib is used through `Figure` objects alone, no pyplot. Its settings are global, so figures are drawn one at a
-time, each from matplotlib's own defaults, whatever settings file the user has.
+matplotlib is used through `Figure` objects alone, no pyplot. Its settings are global, so figures are drawn one at
+a time, each from matplotlib's own defaults, whatever settings file the user has.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 P = ParamSpec("P")
 
@@ -32,7 +32,7 @@ BLUE, ORANGE, GREEN, PURPLE, VERMILION = "#0072B2", "#E69F00", "#009E73", "#AA44
 INK, MUTED, FAINT = "#1c1c1c", "#6a6a6a", "#d9d9d9"
 UNKNOWN = "\N{WHITE SQUARE}"
 
-_RC = {
+_RC: dict[Any, Any] = {  # a later matplotlib names its keys as literals, an earlier one does not
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib
     "font.size": 11,
@@ -94,8 +94,8 @@ def figure(name: str) -> Callable[[Builder[P]], Drawing[P]]:
 
 def _render(name: str, built: Figure) -> tuple[FigureFile, FigureFile]:
     png, svg = io.BytesIO(), io.BytesIO()
-    FigureCanvasAgg(built).print_png(png, metadata={"Software": None})
-    FigureCanvasSVG(built).print_svg(svg, metadata={"Date": None, "Creator": None})
+    built.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+    built.savefig(svg, format="svg", dpi=DPI, metadata={"Date": None, "Creator": None})
     return (
         FigureFile(f"{name}.png", "image/png", png.getvalue()),
         FigureFile(f"{name}.svg", "image/svg+xml", svg.getvalue()),
@@ -106,7 +106,7 @@ def new_figure(height_in: float, width_in: float = WIDTH_IN, *, layout: Any = "c
     """An empty figure, laid out by matplotlib unless `layout` is None."""
     built = Figure(figsize=(width_in, height_in), dpi=DPI, layout=layout, facecolor="white")
     engine = built.get_layout_engine()
-    if engine is not None:
+    if isinstance(engine, ConstrainedLayoutEngine):
         engine.set(w_pad=0.1, h_pad=0.1)  # inches around each axes
     FigureCanvasAgg(built)  # measures texts
     return built
@@ -130,7 +130,7 @@ def drawable(text: str) -> str:
 
 
 def short(text: str, limit: int) -> str:
-    """At most `limit` characters, the middle left out: class names differ at their ends as often as at their starts."""
+    """At most `limit` characters, the middle left out: class names differ as often at their ends as before."""
     if len(text) <= limit:
         return text
     head = (limit - 1) // 2
@@ -161,12 +161,25 @@ def percent(fraction: float) -> str:
 
 @functools.cache
 def even_colours() -> ListedColormap:
-    """White to deep blue, perceptually even: straight lines in OKLab, whose L is lightness as seen (Ottosson 2020)."""
+    """White to deep blue, perceptually even: straight lines in OKLab, whose L is lightness (Ottosson 2020)."""
     stops = np.array([[1.0, 0.0, 0.0], [0.80, -0.045, -0.075], [0.52, -0.045, -0.125], [0.28, -0.01, -0.10]])
     position = (1.0 - stops[:, 0]) / (1.0 - stops[-1, 0])  # lightness falls at one rate throughout
     t = np.linspace(0, 1, 256)
     lab = np.stack([np.interp(t, position, stops[:, k]) for k in range(3)], axis=1)
     return ListedColormap(_oklab_to_srgb(lab), name="pyserve_even")
+
+
+@functools.cache
+def diverging_colours() -> ListedColormap:
+    """Blue for less, near-white for nothing, vermilion for more; alike light at both ends, even in OKLab."""
+    less = np.array([[0.45, -0.035, -0.14], [0.75, -0.045, -0.075]])
+    more = np.array([[0.45, 0.12, 0.09], [0.75, 0.075, 0.07]])
+    middle = np.array([[0.97, 0.0, 0.0]])
+    stops = np.concatenate([less, middle, more[::-1]])
+    distance = np.array([-0.52, -0.22, 0.0, 0.22, 0.52])  # of the lightness from the middle's
+    t = np.linspace(-0.52, 0.52, 257)
+    lab = np.stack([np.interp(t, distance, stops[:, k]) for k in range(3)], axis=1)
+    return ListedColormap(_oklab_to_srgb(lab), name="pyserve_diverging")
 
 
 def _oklab_to_srgb(lab: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

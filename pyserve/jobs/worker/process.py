@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import logging
 import os
@@ -14,9 +13,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyserve.errors import InternalError, PyserveError, ResourceExhaustedError, status_name
+from pyserve.errors import InternalError, PyserveError, ResourceExhaustedError, is_disk_full, status_name
 from pyserve.jobs.events import JobState
 from pyserve.jobs.paths import job_folder, strike_folders
 from pyserve.jobs.records import JobError
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 EXIT_STALE = 3  # somebody else has the job, or nobody should
 EXIT_ORPHANED = 4  # the server is gone
 _PR_SET_PDEATHSIG = 1
+_OOM_SCORE_ADJ = 500  # of -1000 (never killed) to 1000 (first)
 
 
 @dataclass
@@ -75,6 +76,8 @@ def main(argv: list[str]) -> int:
     control = Control()
     control.listen()
     _die_with_parent()
+    stand_back(order.nice)
+    _die_before_the_server()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     with _alone(order):
         store = JobStore(order.store_path)
@@ -118,7 +121,7 @@ def _run(order: WorkerOrder, report: JobReport, control: Control) -> Ending:
 
 def failure(error: Exception) -> Ending:
     """How a job ends by an exception. A full disk interrupts only: with room the job can go on."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if is_disk_full(error):
         return Ending(JobState.INTERRUPTED, "the server's disk is full; resume the job when there is room")
     told = _as_ours(error)
     message = strike_folders(told.message)
@@ -164,6 +167,26 @@ def _die_with_parent() -> None:
     """On Linux: be killed when the server dies, even where this interpreter is stuck in a library."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def stand_back(nice: int) -> None:
+    """Take the processor only as far as others, above all predictions, leave it.
+
+    Args:
+        nice: 0 for an equal share, 19 for what is left over.
+    """
+    if not nice:
+        return
+    os.nice(nice)
+    # Where Linux shares the processor out by sessions first, `nice` counts within this one's only.
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(nice))
+
+
+def _die_before_the_server() -> None:
+    """On Linux: where memory runs out, be the one that the system kills; a job can be resumed."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE_ADJ))
 
 
 @contextmanager

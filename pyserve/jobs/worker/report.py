@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from pyserve.jobs.events import (
     JobState,
     LogLine,
     Payload,
+    PhaseStarted,
     SpokenWarning,
     StepDone,
 )
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from pyserve.jobs.runner import StopKind, WorkerOrder
     from pyserve.jobs.worker.process import Control
     from pyserve.training.callbacks import CurvePoint as MeasuredPoint
-    from pyserve.training.callbacks import EpochInfo, StepInfo
+    from pyserve.training.callbacks import EpochInfo, PhaseInfo, StepInfo
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +108,8 @@ class JobCallbacks:
     """`pyserve.training.callbacks.Callbacks` of a job.
 
     Args:
-        range_points: mini-batches that a range test does at most, over all repeats.
+        range_points: mini-batches that a job which is a range test does at most, over all repeats; 0: a training,
+            whose own range tests do not count as its progress.
     """
 
     def __init__(self, report: JobReport, control: Control, *, range_points: int = 0) -> None:
@@ -119,6 +122,13 @@ class JobCallbacks:
         self._images = 0  # since the last step event
         self._since: float | None = None  # when that was; None: no step was done yet
         self._asked_at = time.monotonic()
+
+    def on_phase(self, info: PhaseInfo) -> None:
+        """Tell of a phase that begins."""
+        self._since = None  # what came in between, such as a range test, is no training
+        self._asked_at = time.monotonic()
+        self._progress = self._progress.model_copy(update={"phase": info.name})
+        self._report.tell(PhaseStarted(**dataclasses.asdict(info)), self._progress)
 
     def on_step(self, info: StepInfo) -> None:
         """Tell of the first step, and then of one every half second."""
@@ -137,6 +147,7 @@ class JobCallbacks:
             metrics=dict(info.metrics),
             best=info.best,
             elapsed_s=info.elapsed_s,
+            phase=info.phase,
         )
         done = {"epoch": info.epoch, "total_epochs": info.total_epochs}
         self._progress = self._progress.model_copy(update=done)
@@ -149,7 +160,8 @@ class JobCallbacks:
         payload = CurvePoint(
             learning_rate=point.learning_rate, loss=point.loss, smoothed_loss=point.smoothed_loss, run=point.run
         )
-        self._report.tell(payload, Progress(step=self._points, total_steps=self._range_points))
+        progress = Progress(step=self._points, total_steps=self._range_points) if self._range_points else None
+        self._report.tell(payload, progress)
 
     def on_warning(self, code: str, message: str) -> None:
         """Tell of a warning."""
@@ -179,9 +191,14 @@ class JobCallbacks:
             loss=info.smoothed_loss,
             learning_rates=info.learning_rates,
             images_per_s=self._images / max(now - begin, 1e-9),
+            phase=info.phase,
         )
         self._progress = Progress(
-            step=info.step, total_steps=info.total_steps, epoch=info.epoch - 1, total_epochs=info.total_epochs
+            step=info.step,
+            total_steps=info.total_steps,
+            epoch=info.epoch - 1,
+            total_epochs=info.total_epochs,
+            phase=info.phase,
         )
         self._report.tell(payload, self._progress)
         self._untold, self._images, self._since = None, 0, now

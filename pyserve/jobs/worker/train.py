@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +17,9 @@ from pyserve.data.tensors import load_part
 from pyserve.errors import FailedPreconditionError
 from pyserve.inference.bundle import save_bundle
 from pyserve.inference.description import Preprocessing
-from pyserve.inference.model_store import ModelInfo, ModelStore
-from pyserve.jobs.events import Event, JobState, StepDone
+from pyserve.inference.model_info import ModelInfo
+from pyserve.inference.model_store import ModelStore
+from pyserve.jobs.events import JobState, StepDone
 from pyserve.jobs.lr_from import finder_of
 from pyserve.jobs.paths import CACHE_FOLDER, job_folder
 from pyserve.jobs.records import TrainResult
@@ -25,7 +27,10 @@ from pyserve.jobs.worker.artifacts import keep_figure
 from pyserve.jobs.worker.report import Ending, JobCallbacks
 from pyserve.models import get_architecture
 from pyserve.spec import comparable
-from pyserve.training.recipe import TrainDirs, TrainOutcome, train
+from pyserve.training.auto import decide
+from pyserve.training.callbacks import STOPPED_STATUS, Stopped
+from pyserve.training.prepare import TrainDirs
+from pyserve.training.recipe import TrainOutcome, train
 
 if TYPE_CHECKING:
     from pyserve.data.manifest import Manifest
@@ -44,14 +49,22 @@ def run_training(spec: TrainSpec, order: WorkerOrder, report: JobReport, control
     """Train, or go on from the last checkpoint, and store the model."""
     manifest = Catalog(order.data_dir).get(spec.dataset)
     spec, suggested_lr = with_suggested_rate(spec, manifest, report)
+    dirs, callbacks, epochs_s = train_dirs(spec, order), JobCallbacks(report, control), None
+    if spec.recipe == "auto":
+        elapsed_s = time.time() - (report.record.start_time or time.time())
+        try:
+            spec, epochs_s = decide(spec, manifest, dirs, callbacks, elapsed_s=elapsed_s, resume=report.resumes)
+        except Stopped as stop:
+            return stopped(STOPPED_STATUS[stop.kind], control)
     outcome = train(
         spec,
         manifest,
-        train_dirs(spec, order),
-        JobCallbacks(report, control),
+        dirs,
+        callbacks,
         resume=report.resumes,
         checkpoint_interval_s=order.checkpoint_interval_s,
         suggested_lr=suggested_lr,
+        time_budget_s=epochs_s,
     )
     if outcome.status != "done" or outcome.model is None:
         return stopped(outcome.status, control)
@@ -179,6 +192,8 @@ def _provenance(spec: TrainSpec, manifest: Manifest, order: WorkerOrder) -> dict
         "recipe": spec.model_dump_json(),
         "pyserve": pyserve.__version__,
         "kernels": f"{info.isa_in_use}, cuda {'loaded' if info.cuda_loaded else 'not loaded'}",
+        "kernel_calls": ", ".join(f"{v.name} {v.calls}" for v in info.variants if v.calls),
+        "fell_back_to_aten": "; ".join(f"{what} ({calls})" for what, calls in info.fallbacks.items()) or "nothing",
         "torch": torch.__version__,
         "threads": str(torch.get_num_threads()),
     }
@@ -187,19 +202,12 @@ def _provenance(spec: TrainSpec, manifest: Manifest, order: WorkerOrder) -> dict
 def _curves(outcome: TrainOutcome, report: JobReport) -> Sequence[FigureFile]:
     from pyserve.insight.figures import training_curves  # matplotlib is slow to load, and needed last
 
-    steps = {e.payload.step: e.payload for e in _events(report) if isinstance(e.payload, StepDone)}
+    payloads = (event.payload for event in report.store.log(report.record.name))
+    steps = {p.step: p for p in payloads if isinstance(p, StepDone)}
     every = len(steps) // _CURVE_POINTS + 1
     epochs = outcome.history[-1]["epoch"] / outcome.history[-1]["step"]
     points = [(step * epochs, p.loss, p.learning_rates[-1]) for step, p in sorted(steps.items())[::every]]
     return training_curves(outcome.history, best_epoch=outcome.best_epoch, steps=points)
-
-
-def _events(report: JobReport) -> Iterator[Event]:
-    """The whole log, that of earlier workers too."""
-    seq = 1
-    while page := report.store.events(report.record.name, seq):
-        yield from page
-        seq = page[-1].seq + 1
 
 
 def _filters(model: nn.Module) -> Sequence[FigureFile]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from pyserve.errors import AlreadyExistsError, FailedPreconditionError, InvalidA
 from pyserve.server import convert, validate
 from pyserve.server.ledger import Entry, RequestLedger
 from pyserve.server.pools import Pools
-from pyserve.server.uploads import MAX_CHUNK_BYTES, Upload, UploadPlan, Uploads
+from pyserve.server.receive import header, heard_out, receive
+from pyserve.server.uploads import UploadPlan, Uploads
 from pyserve.v1 import datasets_pb2, datasets_pb2_grpc
 
-REGISTER = "Register"
+REGISTER, RELABEL = "Register", "Relabel"
 
 
 class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
@@ -29,7 +29,7 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
         uploads: archives on their way in.
         ledger: remembers requests by id; the one that `uploads` uses.
         pools: threads for blocking work.
-        users_of: names of the jobs that have not ended and use a dataset, given its name.
+        users_of: names of the jobs that have not ended and use a dataset of the given names.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
         uploads: Uploads,
         ledger: RequestLedger,
         pools: Pools,
-        users_of: Callable[[str], list[str]],
+        users_of: Callable[[Sequence[str]], Sequence[str]],
     ) -> None:
         self._catalog = catalog
         self._uploads = uploads
@@ -49,20 +49,16 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
     async def Upload(self, request_iterator: Any, context: Any) -> datasets_pb2.Dataset:
         """Take in an archive."""
         messages = aiter(request_iterator)
-        plan, options = _plan(await _header(messages))
-        upload = self._uploads.begin(plan)
-        try:
-            name = await self._pools.quick.run(upload.open, self._ensure_free)
-            if not name:
-                await self._receive(upload, messages)
-                name = await self._pools.slow.run(
-                    upload.finish,
-                    lambda path: _name(self._catalog.add_archive(plan.dataset_id, path, options)),
-                )
-            return await self._describe(name)
-        finally:
-            # Not through a pool that may refuse; shielded, since a caller that is gone cancels this coroutine.
-            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, upload.close))
+        async with heard_out(messages):
+            plan, options = _plan(await header(messages))
+
+            def make(path: Path) -> str:
+                return self._catalog.add_archive(plan.resource_id, path, options).name
+
+            name = await receive(
+                self._uploads, plan, messages, self._pools, ensure_free=self._ensure_free, make=make
+            )
+        return await self._describe(name)
 
     async def QueryUpload(self, request: datasets_pb2.QueryUploadRequest, context: Any) -> Any:
         """How far an upload came."""
@@ -84,12 +80,10 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
 
         def register() -> str:
             self._ensure_free(dataset_id)
-            return _name(self._catalog.register(dataset_id, Path(request.path), options))
+            return self._catalog.register(dataset_id, Path(request.path), options).name
 
-        if not request_id:
-            return await self._describe(await self._pools.slow.run(register))
         facts = {"dataset_id": dataset_id, "path": request.path, "options": asdict(options)}
-        name = await self._pools.slow.run(self._once, request_id, Entry(REGISTER, facts), register)
+        name = await self._pools.slow.run(self._ledger.once, request_id, Entry(REGISTER, facts), register)
         return await self._describe(name)
 
     async def Get(self, request: datasets_pb2.GetDatasetRequest, context: Any) -> datasets_pb2.Dataset:
@@ -98,11 +92,30 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
 
     async def List(self, request: datasets_pb2.ListDatasetsRequest, context: Any) -> Any:
         """A page of datasets."""
-        size = validate.page_size(request.page_size)
-        manifests, token = await self._pools.quick.run(self._catalog.list, size, request.page_token)
+        manifests, token = await self._pools.quick.run(self._catalog.list, request.page_size, request.page_token)
         return datasets_pb2.ListDatasetsResponse(
             datasets=[convert.dataset(manifest) for manifest in manifests], next_page_token=token
         )
+
+    async def Relabel(self, request: datasets_pb2.RelabelRequest, context: Any) -> datasets_pb2.Dataset:
+        """Make a new version from corrected labels."""
+        name = validate.dataset_name(request.name)
+        dataset_id = validate.resource_id(request.dataset_id, "dataset_id") if request.dataset_id else ""
+        request_id = validate.request_id(request.request_id)
+        labels: dict[str, str] = {}
+        for correction in request.corrections:
+            if correction.path in labels:
+                expected = "each picture once"
+                raise InvalidArgumentError.field("corrections.path", correction.path, expected)
+            labels[correction.path] = correction.label
+        removed = list(request.removed)
+        facts = {"name": name, "labels": labels, "removed": removed, "dataset_id": dataset_id}
+
+        def relabel() -> str:
+            return self._catalog.relabel(name, labels, removed, dataset_id).name
+
+        made = await self._pools.slow.run(self._ledger.once, request_id, Entry(RELABEL, facts), relabel)
+        return await self._describe(made)
 
     async def Delete(self, request: datasets_pb2.DeleteDatasetRequest, context: Any) -> Empty:
         """Remove a dataset that no unfinished job needs."""
@@ -110,7 +123,7 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
 
         def delete() -> None:
             self._catalog.get(name)
-            users = self._users_of(name)
+            users = self._users_of([name])
             if users:
                 raise FailedPreconditionError(
                     f"{name} is in use: wait for {', '.join(users[:5])} to end, or cancel them, first",
@@ -120,32 +133,6 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
 
         await self._pools.slow.run(delete)
         return Empty()
-
-    async def _receive(self, upload: Upload, messages: AsyncIterator[datasets_pb2.UploadRequest]) -> None:
-        async for message in messages:
-            if message.WhichOneof("message") != "chunk":
-                raise InvalidArgumentError.field(
-                    "header", "a second header", "only chunks after the first message"
-                )
-            if len(message.chunk) > MAX_CHUNK_BYTES:
-                raise InvalidArgumentError.field(
-                    "chunk", f"{len(message.chunk)} bytes", f"at most {MAX_CHUNK_BYTES} bytes"
-                )
-            await self._pools.quick.run(upload.write, message.chunk)
-
-    def _once(self, request_id: str, entry: Entry, make: Callable[[], str]) -> str:
-        """The result of an earlier call with this request id, or else that of `make`."""
-        with self._ledger.hold(request_id):
-            known = self._ledger.open(request_id, entry)
-            if known.result:
-                return known.result
-            try:
-                result = make()
-            except BaseException:
-                self._ledger.forget(request_id)
-                raise
-            self._ledger.finish(request_id, result)
-            return result
 
     def _ensure_free(self, dataset_id: str) -> None:
         try:
@@ -161,25 +148,14 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
         return await self._pools.quick.run(lambda: convert.dataset(self._catalog.get(name)))
 
 
-async def _header(messages: AsyncIterator[datasets_pb2.UploadRequest]) -> datasets_pb2.UploadHeader:
-    message = await anext(messages, None)
-    if message is None or message.WhichOneof("message") != "header":
-        raise InvalidArgumentError.field("header", "no header in the first message", "the header, then chunks")
-    return message.header
-
-
-def _plan(header: datasets_pb2.UploadHeader) -> tuple[UploadPlan, Any]:
-    options = convert.scan_options(header.options, "header.options")
+def _plan(message: datasets_pb2.UploadHeader) -> tuple[UploadPlan, Any]:
+    options = convert.scan_options(message.options, "header.options")
     plan = UploadPlan(
-        dataset_id=validate.resource_id(header.dataset_id, "header.dataset_id"),
-        size_bytes=header.size_bytes,
-        sha256=header.sha256.lower(),
-        request_id=validate.request_id(header.request_id, "header.request_id"),
-        offset_bytes=header.offset_bytes,
+        resource_id=validate.resource_id(message.dataset_id, "header.dataset_id"),
+        size_bytes=message.size_bytes,
+        sha256=message.sha256.lower(),
+        request_id=validate.request_id(message.request_id, "header.request_id"),
+        offset_bytes=message.offset_bytes,
         options=asdict(options),
     )
     return plan, options
-
-
-def _name(manifest: Any) -> str:
-    return f"datasets/{manifest.dataset_id}"

@@ -4,9 +4,12 @@ import errno
 import os
 import re
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from pyserve.errors import DataLossError, NotFoundError
 from pyserve.jobs.events import JobState
@@ -35,8 +38,17 @@ def test_an_exception_fails_the_job_with_a_sentence(error: Exception, status: st
     assert "/srv" not in ending.reason
 
 
-def test_a_full_disk_only_interrupts() -> None:
-    ending = failure(OSError(errno.ENOSPC, "No space left on device", "/srv/data/x"))
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/srv/data/x"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        sqlite3.OperationalError("database or disk is full"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_only_interrupts(error: Exception) -> None:
+    ending = failure(error)
     assert (ending.state, ending.error) == (JobState.INTERRUPTED, None)
     assert "disk is full" in ending.reason
 
@@ -49,3 +61,18 @@ def test_a_wake_that_nobody_reads_is_no_error_of_the_job() -> None:
     os.close(reader)
     wake()
     os.close(writer)
+
+
+@pytest.mark.parametrize("nice", [0, 19])
+def test_standing_back_counts_against_other_sessions_too(nice: int) -> None:
+    code = (
+        "import os; from pathlib import Path; from pyserve.jobs.worker.process import stand_back;"
+        f"stand_back({nice}); print(os.getpriority(os.PRIO_PROCESS, 0));"
+        "path = Path('/proc/self/autogroup'); print(path.read_text().split()[-1] if path.exists() else 'none')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, start_new_session=True
+    )
+    own, group = done.stdout.split()
+    assert int(own) == min(os.getpriority(os.PRIO_PROCESS, 0) + nice, 19)
+    assert group in (str(nice), "none")

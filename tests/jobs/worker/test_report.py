@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pyserve.jobs.events import (
     JobState,
     LogLine,
     Payload,
+    PhaseStarted,
     SpokenWarning,
     StepDone,
 )
@@ -22,7 +24,7 @@ from pyserve.jobs.worker import report as module
 from pyserve.jobs.worker.process import Control
 from pyserve.jobs.worker.report import Ending, JobCallbacks, JobReport
 from pyserve.training.callbacks import CurvePoint as MeasuredPoint
-from pyserve.training.callbacks import EpochInfo, StepInfo
+from pyserve.training.callbacks import EpochInfo, PhaseInfo, StepInfo
 from tests.jobs.support import spec
 
 
@@ -100,6 +102,38 @@ def test_steps_are_told_twice_a_second_and_at_the_end_of_an_epoch(
     [again] = [p for p in told.payloads() if isinstance(p, StepDone) and p.step == 50]
     assert again.images_per_s == 16
     assert told.wakes == len(told.payloads())
+
+
+def test_phases_are_told_and_named_in_what_follows(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    callbacks = JobCallbacks(told.report, Control())
+    callbacks.on_step(dataclasses.replace(step(5), phase="head"))
+    callbacks.on_curve_point(MeasuredPoint(1e-3, 2.0, 2.1, 0.5, 1))
+    assert told.store.get(told.name).progress.step == 5  # a training's own range test is no progress of its
+    clock.now += 60
+    callbacks.on_phase(PhaseInfo("whole network", 2, 2, 4, 7, 0.01, "sgdr", frozen=False))
+    assert told.store.get(told.name).progress == Progress(
+        step=5, total_steps=100, total_epochs=2, phase="whole network"
+    )
+    clock.now += 0.5
+    callbacks.on_step(dataclasses.replace(step(6), phase="whole network"))
+    first, _, phase, last = told.payloads()
+    assert phase == PhaseStarted(
+        name="whole network",
+        phase=2,
+        total_phases=2,
+        first_epoch=4,
+        epochs=7,
+        learning_rate=0.01,
+        schedule="sgdr",
+        frozen=False,
+    )
+    assert isinstance(first, StepDone)
+    assert isinstance(last, StepDone)
+    assert (first.phase, last.phase) == ("head", "whole network")
+    assert last.images_per_s == 16  # what came before the phase is not counted
+    callbacks.on_epoch(EpochInfo(1, 2, {"loss": 0.5}, True, 4.9, "whole network"))
+    assert told.payloads()[-1].phase == "whole network"  # type: ignore[union-attr]
 
 
 def test_everything_else_is_told_at_once(told: Told) -> None:

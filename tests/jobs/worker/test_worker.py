@@ -20,6 +20,7 @@ from pyserve.jobs.events import (
     EpochDone,
     Event,
     JobState,
+    PhaseStarted,
     SpokenWarning,
     StateChange,
     StepDone,
@@ -140,6 +141,28 @@ async def test_a_killed_worker_can_be_resumed_to_the_same_weights(data_dir: Path
     assert weights(data_dir, record) == undisturbed(data_dir)
 
 
+LESSON: dict[str, object] = {"recipe": "lesson1", "weights": "models/alone/versions/1", "epochs": 3}
+LESSON |= {"frozen_epochs": 1, "learning_rate": None}  # found on the way
+
+
+async def test_lesson1_killed_in_any_phase_can_be_resumed_to_the_same_weights(data_dir: Path) -> None:
+    async with scheduling(data_dir, REAL) as scheduler:
+        alone, events = await ended(scheduler, (await scheduler.submit(tints("lesson", **LESSON))).name)
+        phases = [e.payload for e in events if isinstance(e.payload, PhaseStarted)]
+        assert [p.name for p in phases] == ["head on activations", "head on pictures", "whole network"]
+        job = await scheduler.submit(tints("lesson-killed", **LESSON))
+        for step in (3, 20, 30):  # 12 steps on activations, 6 of the head, 18 of everything
+            await reached(scheduler, job.name, step)
+            os.kill(worker_of(scheduler, job.name).pid, signal.SIGKILL)
+            record, _ = await ended(scheduler, job.name)
+            assert record.state is JobState.INTERRUPTED
+            await scheduler.resume(job.name)
+        record, _ = await ended(scheduler, job.name)
+    assert weights(data_dir, record) == weights(data_dir, alone)
+    assert record.result is not None
+    assert record.progress.phase == "whole network"
+
+
 async def test_two_at_once_are_as_alone_and_a_drain_can_be_resumed(data_dir: Path) -> None:
     async with scheduling(data_dir, REAL) as scheduler:
         jobs = [await scheduler.submit(tints(name)) for name in ("one", "other")]
@@ -227,7 +250,7 @@ async def test_a_finder_and_a_training_that_takes_its_rate(data_dir: Path) -> No
         points = tuple(e.payload for e in events if isinstance(e.payload, CurvePoint))
         assert finder.result.curve == tuple(p for p in points if p.run == 0)
         assert {p.run for p in points} == {0, 1}
-        assert {s.rule for s in finder.result.suggestions} == {"valley", "steep", "slide", "minimum"}
+        assert {s.rule for s in finder.result.suggestions} == {"valley", "knee", "steep", "slide", "minimum"}
         assert (finder.progress.step, finder.progress.total_steps) == (len(points), 80)
         assert {a.name for a in finder.artifacts} == {"lr_curve.png", "lr_curve.svg"}
         same = tints("taken", epochs=1, learning_rate=None, lr_from=finder.name)
