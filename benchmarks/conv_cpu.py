@@ -3,7 +3,7 @@
     python benchmarks/conv_cpu.py --threads 1 --json benchmarks/results/conv_cpu.json
     python benchmarks/conv_cpu.py --threads 1 --isa avx2 --json benchmarks/results/conv_cpu_avx2.json
 
-Forward as in prediction: weights packed once on both sides, bias, residual and activation fused on both sides, NHWC.
+Forward as in prediction: on both sides weights are packed once, bias, residual and activation fused; NHWC.
 Gradients against `aten::convolution_backward`. Single calls in turns, caches cold. With --isa oneDNN and ATen are
 capped as we are.
 """
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from cpu_timing import Function, cold_median_ms, geometric_mean, row
 from torch import Tensor, nn
 
 import report
-from cpu_timing import Function, cold_median_ms, geometric_mean, row
 from pyserve.kernels import fuse
 from pyserve.kernels._extension import C
 

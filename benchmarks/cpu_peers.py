@@ -1,7 +1,7 @@
 """The rivals on the CPU: where they are installed, and one network in each of them as a function.
 
-`enter()` starts the calling script again in a virtual environment that has ONNX Runtime and OpenVINO beside all that
-this one has; it is made on first use, in PYSERVE_BENCHMARK_CACHE or ~/.cache/pyserve-benchmarks.
+`enter()` starts the calling script again in a virtual environment that has ONNX Runtime and OpenVINO beside all
+that this one has; it is made on first use, in PYSERVE_BENCHMARK_CACHE or ~/.cache/pyserve-benchmarks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def enter() -> None:
 
 
 def predictors(model: nn.Module, x: Tensor, dtype: torch.dtype, names: list[str]) -> dict[str, Predict]:
-    """The named rivals, ready for inputs like x: [N, 3, H, W] of `dtype`; the model is float32 and in eval mode."""
+    """The named rivals, ready for inputs like x: [N, 3, H, W] of `dtype`; the model is float32, in eval mode."""
     threads = torch.get_num_threads()
     made: dict[str, Callable[[], Predict]] = {
         "eager": lambda: _eager(model, dtype),
@@ -42,8 +42,8 @@ def predictors(model: nn.Module, x: Tensor, dtype: torch.dtype, names: list[str]
 
 
 def _eager(model: nn.Module, dtype: torch.dtype) -> Predict:
-    model = model.to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return lambda x: model(x)
+    eager: Predict = model.to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return eager
 
 
 def _compiled(model: nn.Module, dtype: torch.dtype) -> Predict:

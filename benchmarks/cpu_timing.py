@@ -1,4 +1,4 @@
-"""How the CPU benchmarks take times: all that is compared alternates in one process, and each figure is a median."""
+"""How the CPU benchmarks take times: what is compared alternates in one process, each figure is a median."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def median_ms(functions: dict[str, Function], rounds: int, block_s: float) -> di
 
 
 def cold_median_ms(functions: dict[str, Function], rounds: int) -> dict[str, float]:
-    """Milliseconds of single calls after other memory has been written, as within a network larger than the caches."""
+    """Milliseconds of single calls after other memory was written, as in a network larger than the caches."""
     other = torch.zeros(_FLUSHED_BYTES // 4)
     times: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from cpu_timing import geometric_mean, median_ms, row
 from torch import Tensor, nn
 
 import report
-from cpu_timing import geometric_mean, median_ms, row
 from pyserve._torchvision import torchvision
 from pyserve.kernels import fuse
 from pyserve.kernels._extension import C

@@ -53,6 +53,12 @@ PYSERVE_INLINE bool covers_3x3(const Conv2dProblem& p, int64_t stride) {
 }
 PYSERVE_INLINE bool covers_winograd(const Conv2dProblem& p) { return covers_3x3(p, 1); }
 PYSERVE_INLINE bool covers_polyphase(const Conv2dProblem& p) { return covers_3x3(p, 2); }
+PYSERVE_INLINE bool covers_pointwise(const Conv2dProblem& p) {
+  return covers_floats(p) && p.groups == 1 && p.R == 1 && p.S == 1 && p.pad_h == 0 && p.pad_w == 0;
+}
+PYSERVE_INLINE bool covers_pointwise_dgrad(const Conv2dProblem& p) {
+  return covers_pointwise(p) && p.stride_h == 1 && p.stride_w == 1;
+}
 // First layers: few channels, kernels of 3×3, or of 7×7 with stride 2.
 PYSERVE_INLINE bool covers_stem(const Conv2dProblem& p) {
   const bool square = p.R == p.S && p.stride_h == p.stride_w && p.dilation_h == 1 && p.dilation_w == 1;
@@ -103,44 +109,48 @@ PYSERVE_INLINE bool covers_pointwise_mma(const Conv2dProblem& p) {
   ROW(average_pool2d, direct, scalar, covers_any)         \
   ROW(linear, rows, scalar, covers_any)
 
-#define PYSERVE_X86_VARIANTS(ROW)                            \
-  ROW(conv2d, depthwise, avx512, covers_depthwise)           \
-  ROW(conv2d, winograd, avx512, covers_winograd)             \
-  ROW(conv2d, polyphase, avx512, covers_polyphase)           \
-  ROW(conv2d, stem, avx512, covers_stem)                     \
-  ROW(conv2d, direct, avx512, covers_floats)                 \
-  ROW(conv2d_dgrad, depthwise, avx512, covers_depthwise)     \
-  ROW(conv2d_dgrad, winograd, avx512, covers_winograd_dgrad) \
-  ROW(conv2d_dgrad, direct, avx512, covers_floats)           \
-  ROW(conv2d_wgrad, depthwise, avx512, covers_depthwise)     \
-  ROW(conv2d_wgrad, winograd, avx512, covers_winograd)       \
-  ROW(conv2d_wgrad, polyphase, avx512, covers_polyphase)     \
-  ROW(conv2d_wgrad, direct, avx512, covers_floats)           \
-  ROW(bias_relu, pointwise, avx512, covers_floats)           \
-  ROW(bias_relu_backward, pointwise, avx512, covers_floats)  \
-  ROW(batch_norm_relu, rows, avx512, covers_floats)          \
-  ROW(batch_norm_relu_backward, rows, avx512, covers_floats) \
-  ROW(max_pool2d, direct, avx512, covers_floats)             \
-  ROW(average_pool2d, direct, avx512, covers_floats)         \
-  ROW(linear, rows, avx512, covers_floats)                   \
-  ROW(conv2d, depthwise, avx2, covers_depthwise)             \
-  ROW(conv2d, winograd, avx2, covers_winograd)               \
-  ROW(conv2d, polyphase, avx2, covers_polyphase)             \
-  ROW(conv2d, stem, avx2, covers_stem)                       \
-  ROW(conv2d, direct, avx2, covers_floats)                   \
-  ROW(conv2d_dgrad, depthwise, avx2, covers_depthwise)       \
-  ROW(conv2d_dgrad, winograd, avx2, covers_winograd_dgrad)   \
-  ROW(conv2d_dgrad, direct, avx2, covers_floats)             \
-  ROW(conv2d_wgrad, depthwise, avx2, covers_depthwise)       \
-  ROW(conv2d_wgrad, winograd, avx2, covers_winograd)         \
-  ROW(conv2d_wgrad, polyphase, avx2, covers_polyphase)       \
-  ROW(conv2d_wgrad, direct, avx2, covers_floats)             \
-  ROW(bias_relu, pointwise, avx2, covers_floats)             \
-  ROW(bias_relu_backward, pointwise, avx2, covers_floats)    \
-  ROW(batch_norm_relu, rows, avx2, covers_floats)            \
-  ROW(batch_norm_relu_backward, rows, avx2, covers_floats)   \
-  ROW(max_pool2d, direct, avx2, covers_floats)               \
-  ROW(average_pool2d, direct, avx2, covers_floats)           \
+#define PYSERVE_X86_VARIANTS(ROW)                              \
+  ROW(conv2d, depthwise, avx512, covers_depthwise)             \
+  ROW(conv2d, winograd, avx512, covers_winograd)               \
+  ROW(conv2d, polyphase, avx512, covers_polyphase)             \
+  ROW(conv2d, stem, avx512, covers_stem)                       \
+  ROW(conv2d, pointwise, avx512, covers_pointwise)             \
+  ROW(conv2d, direct, avx512, covers_floats)                   \
+  ROW(conv2d_dgrad, depthwise, avx512, covers_depthwise)       \
+  ROW(conv2d_dgrad, winograd, avx512, covers_winograd_dgrad)   \
+  ROW(conv2d_dgrad, pointwise, avx512, covers_pointwise_dgrad) \
+  ROW(conv2d_dgrad, direct, avx512, covers_floats)             \
+  ROW(conv2d_wgrad, depthwise, avx512, covers_depthwise)       \
+  ROW(conv2d_wgrad, winograd, avx512, covers_winograd)         \
+  ROW(conv2d_wgrad, polyphase, avx512, covers_polyphase)       \
+  ROW(conv2d_wgrad, direct, avx512, covers_floats)             \
+  ROW(bias_relu, pointwise, avx512, covers_floats)             \
+  ROW(bias_relu_backward, pointwise, avx512, covers_floats)    \
+  ROW(batch_norm_relu, rows, avx512, covers_floats)            \
+  ROW(batch_norm_relu_backward, rows, avx512, covers_floats)   \
+  ROW(max_pool2d, direct, avx512, covers_floats)               \
+  ROW(average_pool2d, direct, avx512, covers_floats)           \
+  ROW(linear, rows, avx512, covers_floats)                     \
+  ROW(conv2d, depthwise, avx2, covers_depthwise)               \
+  ROW(conv2d, winograd, avx2, covers_winograd)                 \
+  ROW(conv2d, polyphase, avx2, covers_polyphase)               \
+  ROW(conv2d, stem, avx2, covers_stem)                         \
+  ROW(conv2d, pointwise, avx2, covers_pointwise)               \
+  ROW(conv2d, direct, avx2, covers_floats)                     \
+  ROW(conv2d_dgrad, depthwise, avx2, covers_depthwise)         \
+  ROW(conv2d_dgrad, winograd, avx2, covers_winograd_dgrad)     \
+  ROW(conv2d_dgrad, pointwise, avx2, covers_pointwise_dgrad)   \
+  ROW(conv2d_dgrad, direct, avx2, covers_floats)               \
+  ROW(conv2d_wgrad, depthwise, avx2, covers_depthwise)         \
+  ROW(conv2d_wgrad, winograd, avx2, covers_winograd)           \
+  ROW(conv2d_wgrad, polyphase, avx2, covers_polyphase)         \
+  ROW(conv2d_wgrad, direct, avx2, covers_floats)               \
+  ROW(bias_relu, pointwise, avx2, covers_floats)               \
+  ROW(bias_relu_backward, pointwise, avx2, covers_floats)      \
+  ROW(batch_norm_relu, rows, avx2, covers_floats)              \
+  ROW(batch_norm_relu_backward, rows, avx2, covers_floats)     \
+  ROW(max_pool2d, direct, avx2, covers_floats)                 \
+  ROW(average_pool2d, direct, avx2, covers_floats)             \
   ROW(linear, rows, avx2, covers_floats)
 
 #if defined(__x86_64__)
@@ -259,11 +269,13 @@ PYSERVE_CPU_VARIANTS(ROW)
   ROW(conv2d, winograd, avx512)      \
   ROW(conv2d, polyphase, avx512)     \
   ROW(conv2d, stem, avx512)          \
+  ROW(conv2d, pointwise, avx512)     \
   ROW(conv2d, depthwise, avx512)     \
   ROW(conv2d, direct, avx512)        \
   ROW(conv2d, winograd, avx2)        \
   ROW(conv2d, polyphase, avx2)       \
   ROW(conv2d, stem, avx2)            \
+  ROW(conv2d, pointwise, avx2)       \
   ROW(conv2d, depthwise, avx2)       \
   ROW(conv2d, direct, avx2)
 #else
