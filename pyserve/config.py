@@ -107,6 +107,21 @@ class Settings(BaseSettings):
     resume_on_start: bool = Field(
         default=False, description="Queue interrupted jobs again when the server starts."
     )
+    keep_jobs: int | None = Field(
+        default=None,
+        ge=0,
+        description="Ended jobs kept: the newest, beside the best of each model and those in use; default: all.",
+    )
+    keep_models: int | None = Field(
+        default=None,
+        ge=1,
+        description="Versions of each model kept: the newest, beside the best and those in use; default: all.",
+    )
+    keep_checkpoints: int | None = Field(
+        default=0,
+        ge=0,
+        description="Ended jobs whose checkpoints are kept; those of jobs that can go on always are.",
+    )
     max_models_bytes: int = Field(
         default=0,
         ge=0,
@@ -117,6 +132,13 @@ class Settings(BaseSettings):
     )
     metrics_host: str = Field(
         default="127.0.0.1", description="Address for Prometheus; beyond loopback only with --insecure."
+    )
+    otlp_endpoint: str = Field(
+        default="",
+        description="Where traces are sent, OTLP over gRPC, such as http://localhost:4317; default: nowhere.",
+    )
+    trace_ratio: float = Field(
+        default=1.0, ge=0, le=1, description="Part of the calls traced whose caller has not decided."
     )
     drain_s: float = Field(default=30.0, ge=0, description="Time for running calls and jobs at shutdown, s.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
