@@ -226,6 +226,10 @@ def _damage_told() -> Iterator[None]:
         raise DataError(f"the archive is damaged: {error}") from error
     except (NotImplementedError, UnicodeError, ValueError, struct.error) as error:
         raise DataError(f"the archive cannot be read: {error}") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise DataError("the archive is damaged: an entry lies before its beginning") from error  # zipfile seeks there
 
 
 @contextmanager
