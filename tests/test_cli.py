@@ -253,6 +253,20 @@ def test_artifacts_are_saved_under_their_own_names_only(fake: FakeServer, run: R
     assert "curves.png" in run("jobs", "artifacts", "jobs/x", "--list").out
 
 
+def test_tensorboard_files_lie_in_a_folder_for_each_job(fake: FakeServer, run: Run, tmp_path: Path) -> None:
+    for _ in range(2):  # the second call writes it anew
+        done = run("jobs", "tensorboard", "jobs/x", "--output", str(tmp_path), "--follow")
+        assert done.code == 0
+        path = Path(done.out.strip())
+        assert path.parent == tmp_path / "x"
+        assert "tfevents" in path.name  # what TensorBoard looks for
+        assert path.read_bytes() == b"header,events"
+    (tmp_path / "file").touch()
+    done = run("jobs", "tensorboard", "jobs/x", "--output", str(tmp_path / "file"))
+    assert done.code == 2
+    assert "expected a folder that can be written" in done.err
+
+
 def test_predict_prints_a_line_per_picture(fake: FakeServer, run: Run, tmp_path: Path) -> None:
     for name in ("a.png", "b.JPG", "notes.txt"):
         (tmp_path / name).write_bytes(b"x")
