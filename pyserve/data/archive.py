@@ -173,7 +173,7 @@ def _unpack_zip(path: Path, limits: ArchiveLimits, writer: _Writer) -> None:
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 method = f"method {info.compress_type}"
                 raise DataError(f"archive entry {_shown(info.filename)} is packed by {method}, expected deflate")
-            if info.is_dir():
+            if info.filename.endswith("/"):  # not info.is_dir(), which trips over an empty name
                 writer.folder(info.filename)
             else:
                 with archive.open(info) as content:
@@ -229,7 +229,9 @@ def _damage_told() -> Iterator[None]:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        raise DataError("the archive is damaged: an entry lies before its beginning") from error  # zipfile seeks there
+        raise DataError(
+            "the archive is damaged: an entry lies before its beginning"
+        ) from error  # zipfile seeks there
 
 
 @contextmanager
