@@ -133,13 +133,6 @@ class Settings(BaseSettings):
     metrics_host: str = Field(
         default="127.0.0.1", description="Address for Prometheus; beyond loopback only with --insecure."
     )
-    otlp_endpoint: str = Field(
-        default="",
-        description="Where traces are sent, OTLP over gRPC, such as http://localhost:4317; default: nowhere.",
-    )
-    trace_ratio: float = Field(
-        default=1.0, ge=0, le=1, description="Part of the calls traced whose caller has not decided."
-    )
     drain_s: float = Field(default=30.0, ge=0, description="Time for running calls and jobs at shutdown, s.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least level logged."

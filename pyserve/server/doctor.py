@@ -29,10 +29,6 @@ _LITTLE_DISK_BYTES = 5 * GIB
 _LITTLE_MEMORY_BYTES = 2 * GIB
 _SPARE_DESCRIPTORS = 512  # of the server itself: libraries, store, workers, files being read
 OPTIONAL = {
-    "onnx": "models in ONNX's form (`pyserve models export --onnx`): pip install 'pyserve[onnx]'",
-    "onnxscript": "models in ONNX's form (`pyserve models export --onnx`): pip install 'pyserve[onnx]'",
-    "opentelemetry-sdk": "traces (`otlp_endpoint`): pip install 'pyserve[tracing]'",
-    "opentelemetry-exporter-otlp-proto-grpc": "traces (`otlp_endpoint`): pip install 'pyserve[tracing]'",
     "scikit-learn": "the pictures of `make demo`: pip install 'pyserve[demo]'",
 }
 
@@ -265,9 +261,6 @@ def packages(settings: Settings) -> Finding:
         except importlib.metadata.PackageNotFoundError:
             missing[name] = use
     found = f"{', '.join(there) or 'none'}{_lacking('missing:', missing)}"
-    if "opentelemetry-exporter-otlp-proto-grpc" in missing and settings.otlp_endpoint:
-        advice = "otlp_endpoint is set: pip install 'pyserve[tracing]'"
-        return Finding("packages", State.PROBLEM, found, advice)
     if missing:
         return Finding("packages", State.NOTE, found, "; ".join(dict.fromkeys(missing.values())))
     return Finding("packages", State.OK, found)

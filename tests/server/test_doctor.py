@@ -135,8 +135,6 @@ def test_optional_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     found = doctor.packages(settings(tmp_path))
     assert found.state is State.NOTE
     assert all(name in found.found for name in doctor.OPTIONAL)
-    found = doctor.packages(settings(tmp_path, otlp_endpoint="http://localhost:4317"))
-    assert (found.state, "pyserve[tracing]" in found.advice) == (State.PROBLEM, True)
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
