@@ -40,7 +40,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 COMMANDS = (
-    *("serve", "config", "health", "lr-find", "train", "predict"),
+    *("serve", "config", "doctor", "health", "lr-find", "train", "predict"),
     *("top-losses", "confusion-matrix", "compare-models", "calibration", "calibrate", "label-issues"),
     *("duplicates", "layers", "filters", "feature-maps", "top-patches", "evolution", "explain"),
     *("image-kernel", "approximate", "report", "kernels"),
@@ -56,7 +56,7 @@ def test_every_command_explains_itself(command: str, run: Run) -> None:
     done = run(*command.split(), "--help")
     assert done.code == 0
     assert f"pyserve {command}" in done.out
-    remote = command.split(maxsplit=1)[0] not in ("serve", "config", "tokens")
+    remote = command.split(maxsplit=1)[0] not in ("serve", "config", "doctor", "tokens")
     assert ("--address" in done.out) == remote
 
 

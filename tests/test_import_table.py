@@ -60,9 +60,11 @@ NEVER_LOAD_TORCH = (
     "data.catalog",
     "data.staging",
     "inference.description",
+    "inference.machine",
     "inference.model_info",
     "inference.model_record",
     "inference.model_store",
+    "server.doctor",  # it says so where torch cannot be loaded
 )
 
 

@@ -1,6 +1,6 @@
 """The command `pyserve`: thin over the client; only `pyserve serve` loads the server, and with it torch.
 
-    server.py      serve, config, health
+    server.py      serve, config, doctor, health
     tokens.py      tokens create · list · revoke
     datasets.py    datasets upload · register · list · show · relabel · delete
     training.py    lr-find, train
