@@ -28,7 +28,7 @@ ARCHS = (os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0+PTX;9.0a").replace(" ", 
 FLAGS = "-std=c++17 -O3 -fPIC -Wall -Wextra -Wno-unused-parameter -Wno-maybe-uninitialized -Wno-uninitialized"
 AVX512 = "-mavx2 -mfma -mprfchw -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
 ISA_FLAGS = {"avx2": "-mavx2 -mfma", "avx512": AVX512}  # by the last word of a kernel file's name
-CORE = ("chain.cpp", "checks.cpp", "registry.cpp", "workspace.cpp")
+X86 = platform.machine() in ("x86_64", "AMD64")
 TORCH_FLAGS = f"-DTORCH_TARGET_VERSION=0x020A000000000000 -isystem {TORCH}/include"
 TORCH_LINK, CUDA_LINK = f"-lpyserve_core -L{TORCH}/lib -ltorch_cpu -lc10", "--no-as-needed -ltorch_cuda -nodlink"
 
@@ -46,14 +46,13 @@ def find_nvcc():
 
 def files(flags, *patterns):
     """(source, flags) of each file; those of another processor's ISA are left out."""
-    x86 = platform.machine() in ("x86_64", "AMD64")
-    paths = sorted(path for pattern in patterns for path in CSRC.glob(pattern) if x86 or "_avx" not in path.stem)
+    paths = sorted(path for pattern in patterns for path in CSRC.glob(pattern) if X86 or "_avx" not in path.stem)
     return [(path, f"{flags} {ISA_FLAGS.get(path.stem.split('_')[-1], '')}") for path in paths]
 
 
 def libraries(nvcc):
     """(file, rule, (source, flags) of each, link flags) of each shared object; the others need the core."""
-    yield "libpyserve_core.so", "cxx", files(FLAGS, "cpu/*_*.cpp", *CORE), ""
+    yield "libpyserve_core.so", "cxx", files(FLAGS, "cpu/*_*.cpp", "c*.cpp", "registry.cpp", "workspace.cpp"), ""
     yield "libpyserve_cpu.so", "cxx", files(f"{FLAGS} {TORCH_FLAGS}", "ops.cpp", "cpu/launch.cpp"), TORCH_LINK
     flags = f"{FLAGS} -fvisibility=hidden -I{sysconfig.get_path('include')} -isystem {pybind11.get_include()}"
     for name, value in {"FLAGS": FLAGS, "CUDA_ARCHS": ";".join(ARCHS) if nvcc else "none"}.items():

@@ -1,7 +1,7 @@
-"""Write the README's figures from the committed results, so that the two cannot disagree.
+"""Write the figures of README.md and docs/ from the committed results, so that the two cannot disagree.
 
 python benchmarks/readme.py           # rewrites the tables between <!-- results: NAME --> and <!-- end -->
-python benchmarks/readme.py --check   # exit 1 where the README differs (a test does this)
+python benchmarks/readme.py --check   # exit 1 where a page differs (a test does this)
 """
 
 from __future__ import annotations
@@ -12,39 +12,43 @@ import sys
 
 import report
 
-README = report.ROOT / "README.md"
+PAGES = (report.ROOT / "README.md", *sorted((report.ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"<!-- results: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def block(name: str) -> str:
-    """The README's section for results NAME*.json: one table of all their rows, and how they were measured."""
-    rows, notes = [], []
+    """The section for results NAME*.json: their summaries, one table of all their rows, how they were measured."""
+    rows, notes, summaries = [], [], []
     for path in sorted(report.RESULTS.glob(f"{name}*.json")):
         result = json.loads(path.read_text())
         rows += result["rows"]
+        summaries.append(result["summary"])
         machine, versions = result["machine"], result["versions"]
         notes.append(
             f"{machine['cpu']}, {machine['cores']} cores, commit {result['commit']}, "
             + ", ".join(f"{package} {version}" for package, version in versions.items())
         )
+    if not rows:
+        return f"<!-- results: {name} -->\nNot measured yet.\n<!-- end -->"
     measured = "\n".join(f"Measured on {note}." for note in dict.fromkeys(notes))
-    return f"<!-- results: {name} -->\n{report.table(rows)}\n{measured}\n<!-- end -->"
+    told = "\n".join(summaries)
+    return f"<!-- results: {name} -->\n{told}\n\n{report.table(rows)}\n{measured}\n<!-- end -->"
 
 
 def rendered(text: str) -> str:
-    """The README with every results section made anew."""
+    """A page with every results section made anew."""
     return BLOCK.sub(lambda match: block(match.group(1)), text)
 
 
 def main() -> None:
     """Rewrite or check."""
-    text = README.read_text()
-    fresh = rendered(text)
+    texts = {page: page.read_text() for page in PAGES}
+    stale = [page for page, text in texts.items() if rendered(text) != text]
     if "--check" in sys.argv[1:]:
-        sys.exit(
-            0 if fresh == text else "README.md differs from benchmarks/results: run python benchmarks/readme.py"
-        )
-    README.write_text(fresh)
+        names = ", ".join(page.name for page in stale)
+        sys.exit(f"{names} differ from benchmarks/results: run python benchmarks/readme.py" if stale else 0)
+    for page in stale:
+        page.write_text(rendered(texts[page]))
 
 
 if __name__ == "__main__":

@@ -59,7 +59,6 @@ def best_tile(layer: Layer, N: int, direction: str, dtype: torch.dtype, device: 
     """The quickest tile."""
     buffers = Buffers.of(layer, N, dtype, device)
     times = {}
-    C.prefer_variant(f"{OPS[direction]}_mma_sm80")
     for tile in TILES:
         C.prefer_tile(tile)
         functions = (
@@ -70,7 +69,6 @@ def best_tile(layer: Layer, N: int, direction: str, dtype: torch.dtype, device: 
         found = median_ms({"ours": functions["ours"]}, len(buffers.x), device, rounds=2 if device == "cpu" else 7)
         times[tile] = found["ours"]
     C.prefer_tile("")
-    C.prefer_variant("")
     return min(times, key=lambda tile: times[tile])
 
 

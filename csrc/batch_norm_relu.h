@@ -1,4 +1,4 @@
-// BatchNorm with residual and clamp, and its backward. Free of torch and of any ISA.
+// BatchNorm with residual and activation, and its backward. Free of torch and of any ISA.
 #pragma once
 #include <cstdint>
 
@@ -6,40 +6,29 @@
 
 namespace pyserve {
 
-// x is dense and channels-last: [rows][channels]. Statistics, weight and bias are float32, float64 beside float64.
+// Tensors are dense and channels-last: x, residual, y and their gradients [rows][channels], rows = N·H·W. What belongs
+// to the channels (weight, bias, statistics) is float32, float64 beside float64 tensors.
 struct BatchNormProblem {
   int64_t rows, channels;
   DType dtype;
-  bool training;  // statistics of x; else those given
+  bool training;  // statistics of this batch; else those that are given
   double eps;
   Clamp clamp;
+  PYSERVE_INLINE int64_t numel() const { return rows * channels; }
 };
 
-// y = clamp((x - mean) · inv_std · weight + bias + residual). In training mean and inv_std [channels] are written:
-// inv_std = 1 / sqrt(variance + eps), the variance that of the rows, not corrected. Else they are read.
+// y = clamp((x − mean) / √(var + eps) · weight + bias + residual). mean and var are written in training, else read; var
+// is the biased variance. weight and bias may be null for ones and zeros, residual for none.
 struct BatchNormReluArgs {
-  const void* x;
-  const void* weight;
-  const void* bias;
-  const void* residual;  // like x, or null
-  void* y;
-  void* mean;
-  void* inv_std;
+  const void *x, *weight, *bias, *residual;
+  void *y, *mean, *var;
 };
 
-// The gradients of x, weight and bias; that of the residual is grad where the activation passed (seen in y).
-// y may be null without an activation, dresidual where it is not wanted.
+// The activation's mask is seen in y; without a residual y may be null, and is computed again from x. dresidual is the
+// masked gradient. All outputs may be null where not wanted.
 struct BatchNormReluBackwardArgs {
-  const void* grad;
-  const void* y;
-  const void* x;
-  const void* weight;
-  const void* mean;
-  const void* inv_std;
-  void* dx;
-  void* dweight;
-  void* dbias;
-  void* dresidual;
+  const void *grad, *y, *x, *weight, *bias, *mean, *var;
+  void *dx, *dweight, *dbias, *dresidual;
 };
 
 }  // namespace pyserve

@@ -104,14 +104,16 @@ class Run {
     const int64_t residual = words.next(), weight = words.next(), packed = words.next(), bias = words.next();
     const int64_t variant = words.next();
     Conv2dProblem p{};
-    p.N = x.N, p.H = x.H, p.W = x.W, p.C = x.C, p.K = y.C, p.P = y.H, p.Q = y.W, p.dtype = chain_.dtype;
-    for (int64_t* field :
-         {&p.R, &p.S, &p.stride_h, &p.stride_w, &p.pad_h, &p.pad_w, &p.dilation_h, &p.dilation_w, &p.groups})
+    p.N = x.N, p.H = x.H, p.W = x.W, p.C = x.C, p.K = y.C, p.dtype = chain_.dtype;
+    for (int64_t* field : {&p.R, &p.S, &p.stride_h, &p.stride_w, &p.pad_h, &p.pad_w, &p.dilation_h, &p.dilation_w,
+                           &p.groups, &p.pool.size, &p.pool.stride, &p.pool.pad})
       *field = words.next();
     p.clamp = words.next_clamp();
-    require(p.groups > 0 && p.P == conv2d_output_size(p.H, p.R, p.stride_h, p.pad_h, p.dilation_h) &&
-                p.Q == conv2d_output_size(p.W, p.S, p.stride_w, p.pad_w, p.dilation_w),
-            "has a convolution whose sizes do not fit");
+    require(p.groups > 0 && p.stride_h > 0 && p.stride_w > 0 && (p.pool.size == 0 || p.pool.stride > 0),
+            "has a convolution without groups or strides");
+    p.P = conv2d_output_size(p.H, p.R, p.stride_h, p.pad_h, p.dilation_h);
+    p.Q = conv2d_output_size(p.W, p.S, p.stride_w, p.pad_w, p.dilation_w);
+    require(p.pooled(p.P) == y.H && p.pooled(p.Q) == y.W, "has a convolution whose sizes do not fit");
     const auto chosen = static_cast<Variant>(variant);
     const Packing* packing = packing_of(chosen);
     count_call(chosen);
@@ -201,6 +203,7 @@ void Chain::run(const std::vector<const void*>& inputs, const std::vector<void*>
                 const std::vector<ChainConstant>& constants, void* workspace, const Pool& pool,
                 const std::function<void()>& between) const {
   const Run run(*this, inputs, outputs, constants, static_cast<char*>(workspace), pool);
+  count_chain();
   for (const ChainStep& step : steps) {
     run.step(step);
     between();

@@ -23,7 +23,7 @@ enum class Place : int64_t { input, output, workspace };
 
 enum class StepKind : int64_t {
   conv2d,          // x, y, residual or −1, weight, packed or −1, bias or −1, variant, R, S, strides, paddings,
-                   // dilations, groups, lo, hi
+                   // dilations, groups, pool's size (0: none), stride, padding, lo, hi
   max_pool2d,      // x, y, R, S, strides, paddings
   average_pool2d,  // x, y
   linear,          // x, y, weight, bias or −1, lo, hi

@@ -154,47 +154,41 @@ void check_bias_relu_backward(const TensorInfo& grad, const std::optional<Tensor
   check_sizes(op, "y", *y, grad.sizes, ": the sizes of grad");
 }
 
-std::string statistics_dtype(const std::string& dtype) { return dtype == "float64" ? "float64" : "float32"; }
-
-namespace {
-
-void check_per_channel(const char* op, const char* name, const TensorInfo& tensor, const TensorInfo& x) {
-  const std::string dtype = statistics_dtype(x.dtype);
-  require(tensor.dtype == dtype, op, ": ", name, " is ", tensor.dtype, ", expected ", dtype, " beside ", x.dtype);
-  require(tensor.device == x.device, op, ": ", name, " is on ", tensor.device, ", expected ", x.device, " like x");
-  check_sizes(op, name, tensor, {x.sizes[1]}, ": one value per channel (x is " + list(x.sizes) + ")");
-}
-
-}  // namespace
-
-void check_batch_norm_relu(const TensorInfo& x, const TensorInfo& weight, const TensorInfo& bias,
-                           const std::optional<TensorInfo>& residual, const std::optional<TensorInfo>& mean,
-                           const std::optional<TensorInfo>& inv_std, double lo, double hi) {
+void check_batch_norm_relu(const BatchNormInfo& info) {
   const char* op = "batch_norm_relu";
-  require(x.sizes.size() >= 2, op, ": x has ", x.sizes.size(), " dimensions, expected at least 2: [N, C, ...] (x is ",
-          list(x.sizes), ")");
-  require(kernel_dtype(x.dtype).has_value(), op, ": x is ", x.dtype, ", expected a floating-point type");
-  check_clamp(op, x.dtype, lo, hi);
-  check_per_channel(op, "weight", weight, x);
-  check_per_channel(op, "bias", bias, x);
-  require(mean.has_value() == inv_std.has_value(), op, ": mean and inv_std are expected both, or neither");
-  if (mean) check_per_channel(op, "mean", *mean, x);
-  if (inv_std) check_per_channel(op, "inv_std", *inv_std, x);
-  if (!residual) return;
-  check_like(op, "residual", *residual, x);
-  check_sizes(op, "residual", *residual, x.sizes, ": the sizes of x");
+  const TensorInfo& x = info.x;
+  require(x.sizes.size() == 2 || x.sizes.size() == 4, op, ": x has ", x.sizes.size(),
+          " dimensions, expected 2 or 4: [N, C] or [N, C, H, W] (x is ", list(x.sizes), ")");
+  require(x.sizes[1] >= 1, op, ": x is ", list(x.sizes), ", expected C >= 1");
+  check_clamp(op, x.dtype, info.lo, info.hi);
+  require(info.eps >= 0, op, ": eps is ", info.eps, ", expected >= 0");
+  require(info.mean.has_value() == info.var.has_value(), op,
+          ": only one of mean and var is given, expected both or none");
+  const std::string parameters = x.dtype == "float64" ? "float64" : "float32";
+  const std::pair<const char*, const std::optional<TensorInfo>*> of_channels[] = {
+      {"weight", &info.weight}, {"bias", &info.bias}, {"mean", &info.mean}, {"var", &info.var}};
+  for (const auto& [name, tensor] : of_channels) {
+    if (!tensor->has_value()) continue;
+    require((*tensor)->dtype == parameters, op, ": ", name, " is ", (*tensor)->dtype, ", expected ", parameters,
+            " beside x of ", x.dtype);
+    require((*tensor)->device == x.device, op, ": ", name, " is on ", (*tensor)->device, ", expected ", x.device,
+            " like x");
+    check_sizes(op, name, **tensor, {x.sizes[1]}, ": one value per channel (x is " + list(x.sizes) + ")");
+  }
+  if (!info.residual) return;
+  check_like(op, "residual", *info.residual, x);
+  check_sizes(op, "residual", *info.residual, x.sizes, ": the sizes of x");
 }
 
-void check_batch_norm_relu_backward(const TensorInfo& grad, const std::optional<TensorInfo>& y, const TensorInfo& x,
-                                    const TensorInfo& weight, const TensorInfo& mean, const TensorInfo& inv_std,
-                                    double lo, double hi) {
+void check_batch_norm_relu_backward(const BatchNormInfo& info, const TensorInfo& grad,
+                                    const std::optional<TensorInfo>& y) {
   const char* op = "batch_norm_relu_backward";
-  check_batch_norm_relu(x, weight, weight, grad, mean, inv_std, lo, hi);
-  require(y.has_value() || !Clamp{lo, hi}.active(), op, ": y is missing, expected the output that lo = ", lo,
-          ", hi = ", hi, " were applied to");
+  check_like(op, "grad", grad, info.x);
+  check_sizes(op, "grad", grad, info.x.sizes, ": the sizes of x");
+  require(info.mean.has_value(), op, ": mean and var are missing, expected those that the forward pass used");
   if (!y) return;
-  check_like(op, "y", *y, x);
-  check_sizes(op, "y", *y, x.sizes, ": the sizes of x");
+  check_like(op, "y", *y, info.x);
+  check_sizes(op, "y", *y, info.x.sizes, ": the sizes of x");
 }
 
 }  // namespace pyserve

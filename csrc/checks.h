@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "batch_norm_relu.h"
 #include "bias_relu.h"
 #include "conv2d.h"
 
@@ -42,17 +43,19 @@ Conv2dProblem check_conv2d(const Conv2dInfo& info);
 void check_conv2d_backward(const Conv2dInfo& info, const Conv2dProblem& problem, const TensorInfo& grad,
                            const std::optional<TensorInfo>& y);
 
+struct BatchNormInfo {
+  TensorInfo x;
+  std::optional<TensorInfo> weight, bias, residual, mean, var;
+  double eps, lo, hi;
+};
+
+void check_batch_norm_relu(const BatchNormInfo& info);
+// Checks grad (and y, where given) beside what check_batch_norm_relu has checked.
+void check_batch_norm_relu_backward(const BatchNormInfo& info, const TensorInfo& grad,
+                                    const std::optional<TensorInfo>& y);
+
 void check_bias_relu(const TensorInfo& x, const std::optional<TensorInfo>& bias,
                      const std::optional<TensorInfo>& residual, double lo, double hi);
 void check_bias_relu_backward(const TensorInfo& grad, const std::optional<TensorInfo>& y, double lo, double hi);
-
-// Statistics, weight and bias are `statistics_dtype` of x: float32, float64 beside float64.
-std::string statistics_dtype(const std::string& dtype);
-void check_batch_norm_relu(const TensorInfo& x, const TensorInfo& weight, const TensorInfo& bias,
-                           const std::optional<TensorInfo>& residual, const std::optional<TensorInfo>& mean,
-                           const std::optional<TensorInfo>& inv_std, double lo, double hi);
-void check_batch_norm_relu_backward(const TensorInfo& grad, const std::optional<TensorInfo>& y, const TensorInfo& x,
-                                    const TensorInfo& weight, const TensorInfo& mean, const TensorInfo& inv_std,
-                                    double lo, double hi);
 
 }  // namespace pyserve

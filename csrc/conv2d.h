@@ -1,7 +1,8 @@
 // The convolution problem as every layer sees it: sizes, element type, epilogue. Free of torch and of any ISA.
 //
 // Letters: N images, H×W input with C channels, K filters of R×S over C/groups channels, P×Q output.
-// Tensors are dense and channels-last: x [N][H][W][C], weight [K][R][S][C/groups], y and residual [N][P][Q][K].
+// Tensors are dense and channels-last: x [N][H][W][C], weight [K][R][S][C/groups], y and residual [N][P][Q][K]. Weights
+// may also be [K][C/groups][R][S] (`kcrs`), as optimisers want them: kernels lay them out anew in any case.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -27,6 +28,11 @@ struct Clamp {
   PYSERVE_INLINE double mask_hi() const { return hi < INFINITY ? hi : NAN; }
 };
 
+// Max pooling of the output on its way to memory, for prediction: windows of size × size. None: size 0.
+struct MaxPool {
+  int64_t size, stride, pad;
+};
+
 struct Conv2dProblem {
   int64_t N, H, W, C, K, R, S, P, Q;
   int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
@@ -34,7 +40,20 @@ struct Conv2dProblem {
   DType dtype;
   bool tf32;  // float32 may be multiplied as TF32
   Clamp clamp;
+  bool kcrs;     // the layout of the weight, and of its gradient
+  MaxPool pool;  // P and Q are the convolution's sizes; y is [N][pooled(P)][pooled(Q)][K]
 
+  PYSERVE_INLINE int64_t pooled(int64_t size) const {
+    return pool.size ? (size + 2 * pool.pad - pool.size) / pool.stride + 1 : size;
+  }
+  PYSERVE_INLINE Conv2dProblem without_pool() const {
+    Conv2dProblem plain = *this;
+    plain.pool = {};
+    return plain;
+  }
+  // Strides of the weight.
+  PYSERVE_INLINE int64_t weight_by_c() const { return kcrs ? R * S : 1; }
+  PYSERVE_INLINE int64_t weight_by_tap() const { return kcrs ? 1 : C / groups; }
   PYSERVE_INLINE int64_t group_c() const { return C / groups; }
   PYSERVE_INLINE int64_t group_k() const { return K / groups; }
   PYSERVE_INLINE bool depthwise() const { return groups > 1 && groups == C && K == C; }

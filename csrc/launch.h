@@ -13,6 +13,17 @@ namespace pyserve {
 
 using Ints = std::vector<int64_t>;
 
+// Whether a backend's kernels take weights, and give their gradients, as [K][C/groups][R][S] too.
+template <class Backend>
+constexpr bool kTakesKcrs = false;
+
+// The weight in a layout that the kernels take, which p tells from now on.
+template <class Backend>
+Tensor laid_out(const Tensor& weight, Conv2dProblem& p) {
+  p.kcrs = kTakesKcrs<Backend> && !is_channels_last(weight) && weight.is_contiguous();
+  return p.kcrs ? weight : channels_last(weight);
+}
+
 template <class Backend>
 Tensor launch_conv2d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& residual,
                      Ints stride, Ints padding, Ints dilation, int64_t groups, double lo, double hi, bool tf32) {
@@ -32,11 +43,11 @@ Tensor launch_conv2d(const Tensor& x, const Tensor& weight, const OptionalTensor
   if (p.N == 0) return empty_like_in(x, {p.N, p.K, p.P, p.Q}, format);
   if (!Backend::has(x) || !Backend::covers(p)) return aten::conv2d(x, weight, bias, residual, info);
 
-  const Tensor x_last = channels_last(x), weight_last = channels_last(weight);
+  const Tensor x_last = channels_last(x), weight_dense = laid_out<Backend>(weight, p);
   const OptionalTensor bias_dense = contiguous_bias(bias), residual_last = channels_last(residual);
   Tensor y = empty_like_in(x, {p.N, p.K, p.P, p.Q}, MemoryFormat::ChannelsLast);
   Backend::template run<Op::conv2d>(p,
-                                    {x_last.const_data_ptr(), weight_last.const_data_ptr(), data_or_null(bias_dense),
+                                    {x_last.const_data_ptr(), weight_dense.const_data_ptr(), data_or_null(bias_dense),
                                      data_or_null(residual_last), y.mutable_data_ptr()},
                                     x);
   return torch::stable::contiguous(y, format);
@@ -86,16 +97,16 @@ aten::Gradients launch_conv2d_backward(const Tensor& grad, const OptionalTensor&
     masked = written;
   }
   if (wanted[3]) dresidual = torch::stable::contiguous(masked, x_format);
+  const Tensor weight_dense = laid_out<Backend>(weight, p);
   if (wanted[0]) {
-    const Tensor weight_last = channels_last(weight);
     dx = empty_like_in(x, {p.N, p.C, p.H, p.W}, MemoryFormat::ChannelsLast);
     Backend::template run<Op::conv2d_dgrad>(
-        p, {masked.const_data_ptr(), weight_last.const_data_ptr(), dx.mutable_data_ptr()}, x);
+        p, {masked.const_data_ptr(), weight_dense.const_data_ptr(), dx.mutable_data_ptr()}, x);
     dx = torch::stable::contiguous(dx, x_format);
   }
   if (wanted[1]) {
     const Tensor x_last = channels_last(x);
-    dw = empty_like_in(x, weight_sizes, MemoryFormat::ChannelsLast);
+    dw = empty_like_in(x, weight_sizes, p.kcrs ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast);
     Backend::template run<Op::conv2d_wgrad>(
         p, {masked.const_data_ptr(), x_last.const_data_ptr(), dw.mutable_data_ptr()}, x);
     dw = torch::stable::contiguous(dw, weight_format);

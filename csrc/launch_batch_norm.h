@@ -1,92 +1,100 @@
 // batch_norm_relu, whatever the device: see launch.h. There is no detour by ATen here: the Python wrapper takes
 // PyTorch's own operators where a device has no kernels.
 #pragma once
-#include "registry.h"
-#include "tensors.h"
+#include "launch.h"
 
 namespace pyserve {
 
-inline Tensor statistics_like(const Tensor& x, int64_t channels) {
-  const ScalarType type = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  return torch::stable::empty(std::vector<int64_t>{channels}, type, std::nullopt, x.device());
-}
-
-inline Tensor dense_channels_last(const Tensor& t) {
-  return t.dim() == 4 ? channels_last(t) : torch::stable::contiguous(t);
-}
-
-// x as [rows][channels]: channels-last, or two dimensions.
 inline BatchNormProblem batch_norm_problem(const Tensor& x, bool training, double eps, double lo, double hi) {
-  return {x.size(1) == 0 ? 0 : x.numel() / x.size(1),
-          x.size(1),
-          kernel_dtype(dtype_name(x.scalar_type())).value_or(DType::f32),
-          training,
-          eps,
-          {lo, hi}};
+  const DType dtype = kernel_dtype(dtype_name(x.scalar_type())).value_or(DType::f32);
+  return {x.numel() / x.size(1), x.size(1), dtype, training, eps, {lo, hi}};
 }
 
-// What the operators take of x: four dimensions, or two, and something in it.
-inline void check_kernel_sizes(const Tensor& x) {
-  if ((x.dim() != 4 && x.dim() != 2) || x.numel() == 0)
-    throw InvalidArgument("batch_norm_relu: expected x of 2 or 4 dimensions with at least one element");
+// A 2-D tensor is dense channels-last as it is.
+inline MemoryFormat rows_format(const Tensor& x) {
+  return x.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+inline OptionalTensor in_rows(const OptionalTensor& t) {
+  return t ? OptionalTensor(torch::stable::contiguous(*t, rows_format(*t))) : std::nullopt;
+}
+
+// Statistics, as weight and bias, are float64 beside float64.
+inline Tensor statistics_like(const Tensor& x, bool wanted) {
+  const ScalarType type = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  return torch::stable::empty(Ints{wanted ? x.size(1) : 0}, type, std::nullopt, x.device());
 }
 
 template <class Backend>
-std::tuple<Tensor, Tensor, Tensor> launch_batch_norm_relu(const Tensor& x, const Tensor& weight, const Tensor& bias,
-                                                          const OptionalTensor& residual, const OptionalTensor& mean,
-                                                          const OptionalTensor& inv_std, double eps, double lo,
-                                                          double hi) {
-  check_batch_norm_relu(tensor_info(x), tensor_info(weight), tensor_info(bias), tensor_info(residual),
-                        tensor_info(mean), tensor_info(inv_std), lo, hi);
-  check_kernel_sizes(x);
-  const bool training = !mean.has_value();
+void check_batch_norm_kernel(const Tensor& x) {
+  if (!Backend::has(x))
+    throw InvalidArgument("batch_norm_relu: there is no kernel for x of " + dtype_name(x.scalar_type()) + " here");
+}
+
+// Without mean and var the statistics are this batch's, and come back; else what comes back is empty. x is not.
+template <class Backend>
+std::tuple<Tensor, Tensor, Tensor> launch_batch_norm_relu(const Tensor& x, const OptionalTensor& weight,
+                                                          const OptionalTensor& bias, const OptionalTensor& residual,
+                                                          const OptionalTensor& mean, const OptionalTensor& var,
+                                                          double eps, double lo, double hi) {
+  check_batch_norm_relu({tensor_info(x), tensor_info(weight), tensor_info(bias), tensor_info(residual),
+                         tensor_info(mean), tensor_info(var), eps, lo, hi});
+  check_batch_norm_kernel<Backend>(x);
   const MemoryFormat format = output_format(x);
   const auto sizes = x.sizes();
-  const Tensor x_last = dense_channels_last(x);
-  const OptionalTensor residual_last = residual ? OptionalTensor(dense_channels_last(*residual)) : std::nullopt;
-  const Tensor weight_dense = torch::stable::contiguous(weight), bias_dense = torch::stable::contiguous(bias);
-  Tensor found_mean = training ? statistics_like(x, x.size(1)) : torch::stable::contiguous(*mean);
-  Tensor found_inv_std = training ? statistics_like(x, x.size(1)) : torch::stable::contiguous(*inv_std);
-  Tensor y = empty_like_in(x, {sizes.begin(), sizes.end()},
-                           x.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  const bool training = !mean.has_value();
+  Tensor y = empty_like_in(x, {sizes.begin(), sizes.end()}, rows_format(x));
+  Tensor batch_mean = statistics_like(x, training), batch_var = statistics_like(x, training);
+  if (x.numel() == 0) return {torch::stable::contiguous(y, format), batch_mean, batch_var};
+  const OptionalTensor x_rows = in_rows(x), residual_rows = in_rows(residual);
+  const OptionalTensor weight_dense = contiguous_bias(weight), bias_dense = contiguous_bias(bias);
+  const OptionalTensor mean_dense = contiguous_bias(mean), var_dense = contiguous_bias(var);
   Backend::template run<Op::batch_norm_relu>(
       batch_norm_problem(x, training, eps, lo, hi),
-      {x_last.const_data_ptr(), weight_dense.const_data_ptr(), bias_dense.const_data_ptr(), data_or_null(residual_last),
-       y.mutable_data_ptr(), found_mean.mutable_data_ptr(), found_inv_std.mutable_data_ptr()},
+      {x_rows->const_data_ptr(), data_or_null(weight_dense), data_or_null(bias_dense), data_or_null(residual_rows),
+       y.mutable_data_ptr(), training ? batch_mean.mutable_data_ptr() : const_cast<void*>(mean_dense->const_data_ptr()),
+       training ? batch_var.mutable_data_ptr() : const_cast<void*>(var_dense->const_data_ptr())},
       x);
-  y = torch::stable::contiguous(y, format);
-  if (training) return {y, found_mean, found_inv_std};
-  return {y, statistics_like(x, 0), statistics_like(x, 0)};
+  return {torch::stable::contiguous(y, format), batch_mean, batch_var};
 }
 
 template <class Backend>
-std::tuple<Tensor, Tensor, Tensor, Tensor> launch_batch_norm_relu_backward(const Tensor& grad, const OptionalTensor& y,
-                                                                           const Tensor& x, const Tensor& weight,
-                                                                           const Tensor& mean, const Tensor& inv_std,
-                                                                           bool training, double lo, double hi,
-                                                                           bool residual_wanted) {
-  check_batch_norm_relu_backward(tensor_info(grad), tensor_info(y), tensor_info(x), tensor_info(weight),
-                                 tensor_info(mean), tensor_info(inv_std), lo, hi);
-  check_kernel_sizes(x);
-  const BatchNormProblem p = batch_norm_problem(x, training, 0, lo, hi);
+aten::Gradients launch_batch_norm_relu_backward(const Tensor& grad, const OptionalTensor& y, const Tensor& x,
+                                                const OptionalTensor& weight, const OptionalTensor& bias,
+                                                const Tensor& mean, const Tensor& var, bool training, double eps,
+                                                double lo, double hi, std::vector<bool> wanted) {
+  const BatchNormInfo info{tensor_info(x),
+                           tensor_info(weight),
+                           tensor_info(bias),
+                           std::nullopt,
+                           tensor_info(mean),
+                           tensor_info(var),
+                           eps,
+                           lo,
+                           hi};
+  check_batch_norm_relu(info);
+  check_batch_norm_relu_backward(info, tensor_info(grad), tensor_info(y));
+  check_batch_norm_kernel<Backend>(x);
   const MemoryFormat format = output_format(x);
-  const MemoryFormat last = x.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
   const auto sizes = x.sizes();
-  const Tensor grad_last = dense_channels_last(grad), x_last = dense_channels_last(x);
-  const OptionalTensor y_last = p.clamp.active() ? OptionalTensor(dense_channels_last(*y)) : std::nullopt;
-  const Tensor weight_dense = torch::stable::contiguous(weight);
-  const Tensor mean_dense = torch::stable::contiguous(mean), inv_std_dense = torch::stable::contiguous(inv_std);
-  Tensor dx = empty_like_in(x, {sizes.begin(), sizes.end()}, last);
-  Tensor dresidual = residual_wanted ? empty_like_in(x, {sizes.begin(), sizes.end()}, last) : absent_like(x);
-  Tensor dweight = statistics_like(x, p.channels), dbias = statistics_like(x, p.channels);
+  const auto like_x = [&](bool needed) {
+    return needed ? empty_like_in(x, {sizes.begin(), sizes.end()}, rows_format(x)) : absent_like(x);
+  };
+  Tensor dx = like_x(wanted[0]), dresidual = like_x(wanted[3]);
+  Tensor dweight = statistics_like(x, wanted[1]), dbias = statistics_like(x, wanted[2]);
+  if (x.numel() == 0) return {dx, torch::stable::zero_(dweight), torch::stable::zero_(dbias), dresidual};
+  const OptionalTensor grad_rows = in_rows(grad), y_rows = in_rows(y), x_rows = in_rows(x);
+  const OptionalTensor weight_dense = contiguous_bias(weight), bias_dense = contiguous_bias(bias);
+  const Tensor mean_dense = torch::stable::contiguous(mean), var_dense = torch::stable::contiguous(var);
+  const auto out = [&](Tensor& t, int i) { return wanted[static_cast<size_t>(i)] ? t.mutable_data_ptr() : nullptr; };
   Backend::template run<Op::batch_norm_relu_backward>(
-      p,
-      {grad_last.const_data_ptr(), data_or_null(y_last), x_last.const_data_ptr(), weight_dense.const_data_ptr(),
-       mean_dense.const_data_ptr(), inv_std_dense.const_data_ptr(), dx.mutable_data_ptr(), dweight.mutable_data_ptr(),
-       dbias.mutable_data_ptr(), residual_wanted ? dresidual.mutable_data_ptr() : nullptr},
+      batch_norm_problem(x, training, eps, lo, hi),
+      {grad_rows->const_data_ptr(), data_or_null(y_rows), x_rows->const_data_ptr(), data_or_null(weight_dense),
+       data_or_null(bias_dense), mean_dense.const_data_ptr(), var_dense.const_data_ptr(), out(dx, 0), out(dweight, 1),
+       out(dbias, 2), out(dresidual, 3)},
       x);
-  if (residual_wanted) dresidual = torch::stable::contiguous(dresidual, format);
-  return {torch::stable::contiguous(dx, format), dweight, dbias, dresidual};
+  return {wanted[0] ? torch::stable::contiguous(dx, format) : dx, dweight, dbias,
+          wanted[3] ? torch::stable::contiguous(dresidual, format) : dresidual};
 }
 
 }  // namespace pyserve

@@ -68,13 +68,16 @@ bool conv2d_covers(const std::string& name, const py::object& x, const py::objec
       name, conv2d_problem(x, weight, py::none(), py::none(), stride, padding, dilation, groups, -INFINITY, INFINITY));
 }
 
-// What conv2d will do with a problem: the variant's index in variants(), the layout of its packed weights (equal
+// What conv2d will do with a problem: the variant's index in variants() or −1, the layout of its packed weights (equal
 // layouts can share them; −1: it has none).
 std::tuple<int32_t, int32_t> conv2d_choice(const py::object& x, const py::object& weight, const Sizes& stride,
-                                           const Sizes& padding, const Sizes& dilation, int64_t groups) {
-  const Conv2dProblem p =
+                                           const Sizes& padding, const Sizes& dilation, int64_t groups,
+                                           const std::tuple<int64_t, int64_t, int64_t>& pool) {
+  Conv2dProblem p =
       conv2d_problem(x, weight, py::none(), py::none(), stride, padding, dilation, groups, -INFINITY, INFINITY);
+  p.pool = {std::get<0>(pool), std::get<1>(pool), std::get<2>(pool)};
   const Variant variant = choose_cpu<Op::conv2d>(p).variant;
+  if (variant == Variant::count) return {-1, -1};
   note_choice(p, variant);
   const Packing* packing = packing_of(variant);
   return {static_cast<int32_t>(variant), packing ? packing->layout(p) : -1};
@@ -85,10 +88,10 @@ void bias_relu_check(const py::object& x, const py::object& bias, const py::obje
 }
 
 void batch_norm_relu_check(const py::object& x, const py::object& weight, const py::object& bias,
-                           const py::object& residual, const py::object& mean, const py::object& inv_std, double lo,
-                           double hi) {
-  check_batch_norm_relu(tensor_info(x), tensor_info(weight), tensor_info(bias), optional_info(residual),
-                        optional_info(mean), optional_info(inv_std), lo, hi);
+                           const py::object& residual, const py::object& mean, const py::object& var, double eps,
+                           double lo, double hi) {
+  check_batch_norm_relu({tensor_info(x), optional_info(weight), optional_info(bias), optional_info(residual),
+                         optional_info(mean), optional_info(var), eps, lo, hi});
 }
 
 }  // namespace
@@ -115,10 +118,13 @@ PYBIND11_MODULE(_C, m) {
         "Takes this tile in the tensor core kernels: large, medium, small or narrow; an empty name undoes it.");
   m.def("preferred_variant", &preferred_variant, "Its index in variants(), or -1.");
   m.def("conv2d_covers", &conv2d_covers, "Whether the variant takes conv2d or its gradients of this problem.");
-  m.def("conv2d_choice", &conv2d_choice,
-        "The variant that conv2d takes on the CPU, as an index into variants(), and the layout of its packed weights: "
-        "equal layouts can share them; -1 where it has none.");
+  m.def("conv2d_choice", &conv2d_choice, py::arg("x"), py::arg("weight"), py::arg("stride"), py::arg("padding"),
+        py::arg("dilation"), py::arg("groups"), py::arg("pool"),
+        "The variant that conv2d, with this max pooling (size, stride, padding; size 0: none), takes on the CPU, as an "
+        "index into variants() or -1, and the layout of its packed weights: equal layouts can share them; -1 where it "
+        "has none.");
   m.def("fallbacks", &fallback_counts);
+  m.def("chain_calls", &chain_count, "Calls of run_chain.");
   m.def("reset_counters", &reset_counters);
   m.def(
       "workspace",
@@ -132,7 +138,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("take_new_choices", &take_new_choices, "The choices made for the first time since the last call.");
   // A tensor is told as (sizes, dtype, device).
   m.def("check_conv2d", &conv2d_sizes, "Sizes of conv2d's output; raises InvalidArgument with the sentence.");
-  m.def("check_bias_relu", &bias_relu_check, "Raises InvalidArgument with the sentence.");
+  m.def("count_fallback", &count_fallback, py::arg("op"), py::arg("reason"), "Counts what was left to ATen.");
   m.def("check_batch_norm_relu", &batch_norm_relu_check, "Raises InvalidArgument with the sentence.");
-  m.def("count_fallback", &count_fallback, py::arg("op"), py::arg("reason"), "Counts what ATen does instead of us.");
+  m.def("check_bias_relu", &bias_relu_check, "Raises InvalidArgument with the sentence.");
 }

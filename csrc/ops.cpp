@@ -16,17 +16,18 @@ STABLE_TORCH_LIBRARY(pyserve, m) {
   m.def("bias_relu(Tensor x, Tensor? bias, Tensor? residual, float lo, float hi) -> Tensor");
   // The gradient of x is the residual's too; the second is the bias'.
   m.def("bias_relu_backward(Tensor grad, Tensor? y, float lo, float hi, bool bias_wanted) -> (Tensor, Tensor)");
-  // Without mean and inv_std those of the batch are taken, and returned; else the latter two come back empty.
+  // Training: without mean and var; then those of this batch come back (var biased), else empty tensors.
   m.def(
-      "batch_norm_relu(Tensor x, Tensor weight, Tensor bias, Tensor? residual, Tensor? mean, Tensor? inv_std, float "
-      "eps, "
+      "batch_norm_relu(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mean, Tensor? var, float eps, "
       "float lo, float hi) -> (Tensor, Tensor, Tensor)");
-  // training: mean and inv_std are those of x. Gradients of x, weight, bias, residual.
+  // y: wanted with a residual alone, else its mask is computed again from x. wanted: of x, weight, bias, residual.
   m.def(
-      "batch_norm_relu_backward(Tensor grad, Tensor? y, Tensor x, Tensor weight, Tensor mean, Tensor inv_std, bool "
-      "training, float lo, float hi, bool residual_wanted) -> (Tensor, Tensor, Tensor, Tensor)");
-  // The weights of a float32 or bfloat16 convolution of x as its variant for these sizes wants them; [0]: as they are.
-  m.def("conv2d_pack(Tensor weight, int[4] x, int[2] stride, int[2] padding, int[2] dilation, int groups) -> Tensor");
+      "batch_norm_relu_backward(Tensor grad, Tensor? y, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor "
+      "var, bool training, float eps, float lo, float hi, bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
+  // The weights of a convolution of x as a variant (see pyserve._C.conv2d_choice) wants them for these sizes.
+  m.def(
+      "conv2d_pack(Tensor weight, int variant, int[4] x, int[2] stride, int[2] padding, int[2] dilation, int groups) "
+      "-> Tensor");
   // Layers in one call: see csrc/chain.h.
   m.def("run_chain(Tensor[] inputs, Tensor[] constants, Tensor program) -> Tensor[]");
 }

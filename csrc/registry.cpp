@@ -40,6 +40,7 @@ struct State {
   std::atomic<int32_t> preferred{-1};
   std::atomic<int32_t> preferred_tile{-1};
   std::atomic<int64_t> calls[static_cast<size_t>(Variant::count)] = {};
+  std::atomic<int64_t> chains{0};
   std::mutex mutex;  // guards what follows
   std::map<std::string, int64_t> fallbacks;
   std::set<std::vector<int64_t>> classes;
@@ -170,6 +171,9 @@ void count_fallback(const char* op, const std::string& reason) {
 
 int64_t call_count(int32_t variant) { return state().calls[static_cast<size_t>(variant)]; }
 
+void count_chain() { state().chains.fetch_add(1, std::memory_order_relaxed); }
+int64_t chain_count() { return state().chains; }
+
 std::map<std::string, int64_t> fallback_counts() {
   const std::lock_guard<std::mutex> lock(state().mutex);
   return state().fallbacks;
@@ -178,6 +182,7 @@ std::map<std::string, int64_t> fallback_counts() {
 void reset_counters() {
   State& s = state();
   for (auto& calls : s.calls) calls = 0;
+  s.chains = 0;
   const std::lock_guard<std::mutex> lock(s.mutex);
   s.fallbacks.clear();
 }
@@ -255,6 +260,8 @@ template Choice<Op::conv2d> choose_cpu<Op::conv2d>(const Conv2dProblem&);
 template Choice<Op::conv2d_dgrad> choose_cpu<Op::conv2d_dgrad>(const Conv2dProblem&);
 template Choice<Op::conv2d_wgrad> choose_cpu<Op::conv2d_wgrad>(const Conv2dProblem&);
 template Choice<Op::bias_relu> choose_cpu<Op::bias_relu>(const BiasReluProblem&);
+template Choice<Op::batch_norm_relu> choose_cpu<Op::batch_norm_relu>(const BatchNormProblem&);
+template Choice<Op::batch_norm_relu_backward> choose_cpu<Op::batch_norm_relu_backward>(const BatchNormProblem&);
 template Choice<Op::max_pool2d> choose_cpu<Op::max_pool2d>(const PoolingProblem&);
 template Choice<Op::average_pool2d> choose_cpu<Op::average_pool2d>(const PoolingProblem&);
 template Choice<Op::linear> choose_cpu<Op::linear>(const LinearProblem&);

@@ -39,6 +39,8 @@ bool variant_covers(const std::string& name, const BiasReluProblem& problem);
 
 void count_fallback(const char* op, const std::string& reason);
 int64_t call_count(int32_t variant);
+void count_chain();
+int64_t chain_count();                             // calls of run_chain
 std::map<std::string, int64_t> fallback_counts();  // "conv2d: float16 on cpu" → calls
 void reset_counters();
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "workspace.h"
 
 namespace pyserve {
 
@@ -88,8 +89,13 @@ inline OptionalTensor channels_last(const OptionalTensor& t) {
   return t ? OptionalTensor(channels_last(*t)) : std::nullopt;
 }
 
+constexpr int64_t kLargeBytes = 4 << 20;  // malloc maps what is larger anew each time, or nearly so
+
 inline Tensor empty_like_in(const Tensor& x, const std::vector<int64_t>& sizes, MemoryFormat format) {
-  return torch::stable::empty(sizes, x.scalar_type(), std::nullopt, x.device(), std::nullopt, format);
+  Tensor t = torch::stable::empty(sizes, x.scalar_type(), std::nullopt, x.device(), std::nullopt, format);
+  const int64_t size_bytes = t.numel() * static_cast<int64_t>(t.element_size());
+  if (size_bytes >= kLargeBytes && t.is_cpu()) want_huge_pages(t.mutable_data_ptr(), size_bytes);
+  return t;
 }
 
 // What stands for a gradient that was not asked for: an empty tensor of sizes [0].

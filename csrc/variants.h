@@ -20,25 +20,27 @@ enum class Op : int32_t {
   conv2d_wgrad,
   bias_relu,
   bias_relu_backward,
+  batch_norm_relu,
+  batch_norm_relu_backward,
   max_pool2d,
   average_pool2d,
-  linear,
-  batch_norm_relu,
-  batch_norm_relu_backward
+  linear
 };
 
 // What a kernel takes; each is a pure function of the problem. The vector kernels know no float64 and at most 64 taps
 // along an axis (the depthwise ones in all).
-PYSERVE_INLINE bool covers_any(const Conv2dProblem& p) { return p.dtype != DType::f16; }
+PYSERVE_INLINE bool covers_any(const Conv2dProblem& p) { return p.dtype != DType::f16 && p.pool.size == 0; }
 PYSERVE_INLINE bool covers_any(const BiasReluProblem& p) { return p.dtype != DType::f16; }
+PYSERVE_INLINE bool covers_any(const BatchNormProblem& p) { return p.dtype != DType::f16; }
+PYSERVE_INLINE bool covers_any(const PoolingProblem& p) { return p.dtype != DType::f16; }
+PYSERVE_INLINE bool covers_any(const LinearProblem& p) { return p.dtype != DType::f16; }
 PYSERVE_INLINE bool covers_floats(const BiasReluProblem& p) { return covers_any(p) && p.dtype != DType::f64; }
+PYSERVE_INLINE bool covers_floats(const BatchNormProblem& p) { return covers_any(p) && p.dtype != DType::f64; }
+PYSERVE_INLINE bool covers_floats(const PoolingProblem& p) { return covers_any(p) && p.dtype != DType::f64; }
+PYSERVE_INLINE bool covers_floats(const LinearProblem& p) { return covers_any(p) && p.dtype != DType::f64; }
 PYSERVE_INLINE bool covers_floats(const Conv2dProblem& p) {
   return covers_any(p) && p.dtype != DType::f64 && p.R <= 64 && p.S <= 64;
 }
-PYSERVE_INLINE bool covers_any(const PoolingProblem& p) { return p.dtype != DType::f16; }
-PYSERVE_INLINE bool covers_any(const LinearProblem& p) { return p.dtype != DType::f16; }
-PYSERVE_INLINE bool covers_floats(const PoolingProblem& p) { return covers_any(p) && p.dtype != DType::f64; }
-PYSERVE_INLINE bool covers_floats(const LinearProblem& p) { return covers_any(p) && p.dtype != DType::f64; }
 PYSERVE_INLINE bool covers_depthwise(const Conv2dProblem& p) {
   return covers_floats(p) && p.depthwise() && p.R * p.S <= 64;
 }
@@ -51,6 +53,18 @@ PYSERVE_INLINE bool covers_3x3(const Conv2dProblem& p, int64_t stride) {
 }
 PYSERVE_INLINE bool covers_winograd(const Conv2dProblem& p) { return covers_3x3(p, 1); }
 PYSERVE_INLINE bool covers_polyphase(const Conv2dProblem& p) { return covers_3x3(p, 2); }
+PYSERVE_INLINE bool covers_pointwise(const Conv2dProblem& p) {
+  return covers_floats(p) && p.groups == 1 && p.R == 1 && p.S == 1 && p.pad_h == 0 && p.pad_w == 0;
+}
+PYSERVE_INLINE bool covers_pointwise_dgrad(const Conv2dProblem& p) {
+  return covers_pointwise(p) && p.stride_h == 1 && p.stride_w == 1;
+}
+// First layers: few channels, kernels of 3×3, or of 7×7 with stride 2.
+PYSERVE_INLINE bool covers_stem(const Conv2dProblem& p) {
+  const bool square = p.R == p.S && p.stride_h == p.stride_w && p.dilation_h == 1 && p.dilation_w == 1;
+  const bool known = (p.S == 7 && p.stride_w == 2) || (p.S == 3 && p.stride_w == 1);
+  return square && known && p.groups == 1 && p.C <= 4 && p.pool.size <= 4 && covers_floats(p.without_pool());
+}
 PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
   return covers_winograd(p) && p.K >= kLeastWinogradChannels;
 }
@@ -76,47 +90,67 @@ PYSERVE_INLINE bool covers_mma(const Conv2dProblem& p) {
                      taps * (p.K + wide) <= most && p.K + 128 <= most && p.C + 128 <= most;
   return type && channels && small && covers_axes(p);
 }
+// 1×1 kernels as plain matrix products; an image's few channels are padded elsewhere.
+PYSERVE_INLINE bool covers_pointwise_mma(const Conv2dProblem& p) {
+  return covers_mma(p) && p.R == 1 && p.S == 1 && p.pad_h == 0 && p.pad_w == 0 && p.C > 4;
+}
 
 // ROW(operator, algorithm, ISA, covers): the kernel is `<operator>_<algorithm>_<ISA>` and lives in
-// cpu/<conv2d, bias_relu, pooling or linear>_<algorithm>_<ISA>.cpp.
-#define PYSERVE_PLAIN_VARIANTS(ROW)                      \
-  ROW(conv2d, direct, scalar, covers_any)                \
-  ROW(conv2d_dgrad, direct, scalar, covers_any)          \
-  ROW(conv2d_wgrad, direct, scalar, covers_any)          \
-  ROW(bias_relu, pointwise, scalar, covers_any)          \
-  ROW(bias_relu_backward, pointwise, scalar, covers_any) \
-  ROW(max_pool2d, direct, scalar, covers_any)            \
-  ROW(average_pool2d, direct, scalar, covers_any)        \
+// cpu/<conv2d, bias_relu, batch_norm_relu, pooling or linear>_<algorithm>_<ISA>.cpp.
+#define PYSERVE_PLAIN_VARIANTS(ROW)                       \
+  ROW(conv2d, direct, scalar, covers_any)                 \
+  ROW(conv2d_dgrad, direct, scalar, covers_any)           \
+  ROW(conv2d_wgrad, direct, scalar, covers_any)           \
+  ROW(bias_relu, pointwise, scalar, covers_any)           \
+  ROW(bias_relu_backward, pointwise, scalar, covers_any)  \
+  ROW(batch_norm_relu, rows, scalar, covers_any)          \
+  ROW(batch_norm_relu_backward, rows, scalar, covers_any) \
+  ROW(max_pool2d, direct, scalar, covers_any)             \
+  ROW(average_pool2d, direct, scalar, covers_any)         \
   ROW(linear, rows, scalar, covers_any)
 
-#define PYSERVE_X86_VARIANTS(ROW)                            \
-  ROW(conv2d, depthwise, avx512, covers_depthwise)           \
-  ROW(conv2d, winograd, avx512, covers_winograd)             \
-  ROW(conv2d, polyphase, avx512, covers_polyphase)           \
-  ROW(conv2d, direct, avx512, covers_floats)                 \
-  ROW(conv2d_dgrad, depthwise, avx512, covers_depthwise)     \
-  ROW(conv2d_dgrad, winograd, avx512, covers_winograd_dgrad) \
-  ROW(conv2d_dgrad, direct, avx512, covers_floats)           \
-  ROW(conv2d_wgrad, depthwise, avx512, covers_depthwise)     \
-  ROW(conv2d_wgrad, direct, avx512, covers_floats)           \
-  ROW(bias_relu, pointwise, avx512, covers_floats)           \
-  ROW(bias_relu_backward, pointwise, avx512, covers_floats)  \
-  ROW(max_pool2d, direct, avx512, covers_floats)             \
-  ROW(average_pool2d, direct, avx512, covers_floats)         \
-  ROW(linear, rows, avx512, covers_floats)                   \
-  ROW(conv2d, depthwise, avx2, covers_depthwise)             \
-  ROW(conv2d, winograd, avx2, covers_winograd)               \
-  ROW(conv2d, polyphase, avx2, covers_polyphase)             \
-  ROW(conv2d, direct, avx2, covers_floats)                   \
-  ROW(conv2d_dgrad, depthwise, avx2, covers_depthwise)       \
-  ROW(conv2d_dgrad, winograd, avx2, covers_winograd_dgrad)   \
-  ROW(conv2d_dgrad, direct, avx2, covers_floats)             \
-  ROW(conv2d_wgrad, depthwise, avx2, covers_depthwise)       \
-  ROW(conv2d_wgrad, direct, avx2, covers_floats)             \
-  ROW(bias_relu, pointwise, avx2, covers_floats)             \
-  ROW(bias_relu_backward, pointwise, avx2, covers_floats)    \
-  ROW(max_pool2d, direct, avx2, covers_floats)               \
-  ROW(average_pool2d, direct, avx2, covers_floats)           \
+#define PYSERVE_X86_VARIANTS(ROW)                              \
+  ROW(conv2d, depthwise, avx512, covers_depthwise)             \
+  ROW(conv2d, winograd, avx512, covers_winograd)               \
+  ROW(conv2d, polyphase, avx512, covers_polyphase)             \
+  ROW(conv2d, stem, avx512, covers_stem)                       \
+  ROW(conv2d, pointwise, avx512, covers_pointwise)             \
+  ROW(conv2d, direct, avx512, covers_floats)                   \
+  ROW(conv2d_dgrad, depthwise, avx512, covers_depthwise)       \
+  ROW(conv2d_dgrad, winograd, avx512, covers_winograd_dgrad)   \
+  ROW(conv2d_dgrad, pointwise, avx512, covers_pointwise_dgrad) \
+  ROW(conv2d_dgrad, direct, avx512, covers_floats)             \
+  ROW(conv2d_wgrad, depthwise, avx512, covers_depthwise)       \
+  ROW(conv2d_wgrad, winograd, avx512, covers_winograd)         \
+  ROW(conv2d_wgrad, polyphase, avx512, covers_polyphase)       \
+  ROW(conv2d_wgrad, direct, avx512, covers_floats)             \
+  ROW(bias_relu, pointwise, avx512, covers_floats)             \
+  ROW(bias_relu_backward, pointwise, avx512, covers_floats)    \
+  ROW(batch_norm_relu, rows, avx512, covers_floats)            \
+  ROW(batch_norm_relu_backward, rows, avx512, covers_floats)   \
+  ROW(max_pool2d, direct, avx512, covers_floats)               \
+  ROW(average_pool2d, direct, avx512, covers_floats)           \
+  ROW(linear, rows, avx512, covers_floats)                     \
+  ROW(conv2d, depthwise, avx2, covers_depthwise)               \
+  ROW(conv2d, winograd, avx2, covers_winograd)                 \
+  ROW(conv2d, polyphase, avx2, covers_polyphase)               \
+  ROW(conv2d, stem, avx2, covers_stem)                         \
+  ROW(conv2d, pointwise, avx2, covers_pointwise)               \
+  ROW(conv2d, direct, avx2, covers_floats)                     \
+  ROW(conv2d_dgrad, depthwise, avx2, covers_depthwise)         \
+  ROW(conv2d_dgrad, winograd, avx2, covers_winograd_dgrad)     \
+  ROW(conv2d_dgrad, pointwise, avx2, covers_pointwise_dgrad)   \
+  ROW(conv2d_dgrad, direct, avx2, covers_floats)               \
+  ROW(conv2d_wgrad, depthwise, avx2, covers_depthwise)         \
+  ROW(conv2d_wgrad, winograd, avx2, covers_winograd)           \
+  ROW(conv2d_wgrad, polyphase, avx2, covers_polyphase)         \
+  ROW(conv2d_wgrad, direct, avx2, covers_floats)               \
+  ROW(bias_relu, pointwise, avx2, covers_floats)               \
+  ROW(bias_relu_backward, pointwise, avx2, covers_floats)      \
+  ROW(batch_norm_relu, rows, avx2, covers_floats)              \
+  ROW(batch_norm_relu_backward, rows, avx2, covers_floats)     \
+  ROW(max_pool2d, direct, avx2, covers_floats)                 \
+  ROW(average_pool2d, direct, avx2, covers_floats)             \
   ROW(linear, rows, avx2, covers_floats)
 
 #if defined(__x86_64__)
@@ -127,19 +161,22 @@ PYSERVE_INLINE bool covers_mma(const Conv2dProblem& p) {
 
 // ROW(operator, algorithm, architecture, covers, least compute capability × 10). The kernels are in cuda/, dispatched
 // there.
-#define PYSERVE_CUDA_VARIANTS(ROW)                           \
-  ROW(conv2d, depthwise, cuda, covers_channelwise, 80)       \
-  ROW(conv2d, mma, sm80, covers_mma, 80)                     \
-  ROW(conv2d, simt, cuda, covers_axes, 80)                   \
-  ROW(conv2d_dgrad, depthwise, cuda, covers_channelwise, 80) \
-  ROW(conv2d_dgrad, mma, sm80, covers_mma, 80)               \
-  ROW(conv2d_dgrad, simt, cuda, covers_axes, 80)             \
-  ROW(conv2d_wgrad, depthwise, cuda, covers_channelwise, 80) \
-  ROW(conv2d_wgrad, mma, sm80, covers_mma, 80)               \
-  ROW(conv2d_wgrad, simt, cuda, covers_axes, 80)             \
-  ROW(bias_relu, simt, cuda, covers_all, 80)                 \
-  ROW(bias_relu_backward, simt, cuda, covers_all, 80)        \
-  ROW(batch_norm_relu, simt, cuda, covers_all, 80)           \
+#define PYSERVE_CUDA_VARIANTS(ROW)                             \
+  ROW(conv2d, depthwise, cuda, covers_channelwise, 80)         \
+  ROW(conv2d, pointwise, sm80, covers_pointwise_mma, 80)       \
+  ROW(conv2d, mma, sm80, covers_mma, 80)                       \
+  ROW(conv2d, simt, cuda, covers_axes, 80)                     \
+  ROW(conv2d_dgrad, depthwise, cuda, covers_channelwise, 80)   \
+  ROW(conv2d_dgrad, pointwise, sm80, covers_pointwise_mma, 80) \
+  ROW(conv2d_dgrad, mma, sm80, covers_mma, 80)                 \
+  ROW(conv2d_dgrad, simt, cuda, covers_axes, 80)               \
+  ROW(conv2d_wgrad, depthwise, cuda, covers_channelwise, 80)   \
+  ROW(conv2d_wgrad, pointwise, sm80, covers_pointwise_mma, 80) \
+  ROW(conv2d_wgrad, mma, sm80, covers_mma, 80)                 \
+  ROW(conv2d_wgrad, simt, cuda, covers_axes, 80)               \
+  ROW(bias_relu, simt, cuda, covers_all, 80)                   \
+  ROW(bias_relu_backward, simt, cuda, covers_all, 80)          \
+  ROW(batch_norm_relu, simt, cuda, covers_all, 80)             \
   ROW(batch_norm_relu_backward, simt, cuda, covers_all, 80)
 
 enum class Variant : int32_t {
@@ -231,10 +268,14 @@ PYSERVE_CPU_VARIANTS(ROW)
 #define PYSERVE_PACKED_VARIANTS(ROW) \
   ROW(conv2d, winograd, avx512)      \
   ROW(conv2d, polyphase, avx512)     \
+  ROW(conv2d, stem, avx512)          \
+  ROW(conv2d, pointwise, avx512)     \
   ROW(conv2d, depthwise, avx512)     \
   ROW(conv2d, direct, avx512)        \
   ROW(conv2d, winograd, avx2)        \
   ROW(conv2d, polyphase, avx2)       \
+  ROW(conv2d, stem, avx2)            \
+  ROW(conv2d, pointwise, avx2)       \
   ROW(conv2d, depthwise, avx2)       \
   ROW(conv2d, direct, avx2)
 #else

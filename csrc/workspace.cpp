@@ -46,9 +46,7 @@ WorkspaceBlock map_block(int64_t size) {
   char* data = reinterpret_cast<char*>(round_up(reinterpret_cast<int64_t>(begin), kHugePage));
   if (data > begin) munmap(begin, data - begin);
   if (data + size < end) munmap(data + size, end - data - size);
-#ifdef MADV_HUGEPAGE
-  madvise(data, size, MADV_HUGEPAGE);  // refused on systems without: then the pages are small
-#endif
+  want_huge_pages(data, size);
   return {data, size, 0};
 }
 
@@ -105,6 +103,14 @@ void give_back(std::vector<WorkspaceBlock>::iterator first, std::vector<Workspac
 }
 
 }  // namespace
+
+void want_huge_pages(void* data, int64_t size_bytes) {
+#ifdef MADV_HUGEPAGE
+  const auto address = reinterpret_cast<int64_t>(data);
+  const int64_t begin = round_up(address, kHugePage), end = (address + size_bytes) / kHugePage * kHugePage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // refused: then not
+#endif
+}
 
 void* Workspace::allocate(int64_t size_bytes) {
   const int64_t size = round_up(std::max<int64_t>(size_bytes, 1), kAlignment);

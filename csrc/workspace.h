@@ -36,6 +36,8 @@ struct WorkspaceUsage {
 WorkspaceUsage workspace_usage();
 // Gives back what is not borrowed now. By itself every block goes that no call has wanted for some seconds.
 void release_workspace();
+// Asks for huge pages where memory holds whole ones: fresh pages of the small kind take longer to get than to fill.
+void want_huge_pages(void* data, int64_t size_bytes);
 // For tests: borrowed memory starts as NaN, so that what a kernel reads without having written it shows.
 void poison_workspace(bool wanted);
 

@@ -107,6 +107,21 @@ class Settings(BaseSettings):
     resume_on_start: bool = Field(
         default=False, description="Queue interrupted jobs again when the server starts."
     )
+    keep_jobs: int | None = Field(
+        default=None,
+        ge=0,
+        description="Ended jobs kept: the newest, beside the best of each model and those in use; default: all.",
+    )
+    keep_models: int | None = Field(
+        default=None,
+        ge=1,
+        description="Versions of each model kept: the newest, beside the best and those in use; default: all.",
+    )
+    keep_checkpoints: int | None = Field(
+        default=0,
+        ge=0,
+        description="Ended jobs whose checkpoints are kept; those of jobs that can go on always are.",
+    )
     max_models_bytes: int = Field(
         default=0,
         ge=0,

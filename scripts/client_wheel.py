@@ -21,7 +21,7 @@ from pip._vendor import tomli
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = ("__init__.py", "__main__.py", "errors.py", "py.typed", "client", "v1")
-COMMAND_LINE = ("cli", "config.py", "security", "spec.py")
+COMMAND_LINE = ("cli", "config.py", "security", "spec")
 NEEDS = ("grpcio", "grpcio-status", "grpcio-health-checking", "protobuf")
 COMMAND_LINE_NEEDS = ("pydantic", "pydantic-settings", "tomli", "typer", "rich")
 

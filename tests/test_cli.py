@@ -40,7 +40,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 COMMANDS = (
-    *("serve", "config", "health", "lr-find", "train", "predict"),
+    *("serve", "config", "doctor", "health", "lr-find", "train", "predict"),
     *("top-losses", "confusion-matrix", "compare-models", "calibration", "calibrate", "label-issues"),
     *("duplicates", "layers", "filters", "feature-maps", "top-patches", "evolution", "explain"),
     *("image-kernel", "approximate", "report", "kernels"),
@@ -56,7 +56,7 @@ def test_every_command_explains_itself(command: str, run: Run) -> None:
     done = run(*command.split(), "--help")
     assert done.code == 0
     assert f"pyserve {command}" in done.out
-    remote = command.split(maxsplit=1)[0] not in ("serve", "config", "tokens")
+    remote = command.split(maxsplit=1)[0] not in ("serve", "config", "doctor", "tokens")
     assert ("--address" in done.out) == remote
 
 
@@ -251,6 +251,20 @@ def test_artifacts_are_saved_under_their_own_names_only(fake: FakeServer, run: R
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curves.png", "escape.png"]
     assert not (tmp_path / "escape.png").exists()
     assert "curves.png" in run("jobs", "artifacts", "jobs/x", "--list").out
+
+
+def test_tensorboard_files_lie_in_a_folder_for_each_job(fake: FakeServer, run: Run, tmp_path: Path) -> None:
+    for _ in range(2):  # the second call writes it anew
+        done = run("jobs", "tensorboard", "jobs/x", "--output", str(tmp_path), "--follow")
+        assert done.code == 0
+        path = Path(done.out.strip())
+        assert path.parent == tmp_path / "x"
+        assert "tfevents" in path.name  # what TensorBoard looks for
+        assert path.read_bytes() == b"header,events"
+    (tmp_path / "file").touch()
+    done = run("jobs", "tensorboard", "jobs/x", "--output", str(tmp_path / "file"))
+    assert done.code == 2
+    assert "expected a folder that can be written" in done.err
 
 
 def test_predict_prints_a_line_per_picture(fake: FakeServer, run: Run, tmp_path: Path) -> None:

@@ -6,9 +6,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
+import pytest
+from typer.main import get_command
+
+from pyserve.cli import app
 from pyserve.config import Settings
 from pyserve.inference.backlog import Reason
+from pyserve.spec.names import Recipe, Rule
+from pyserve.v1 import insight_pb2
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVING = (ROOT / "docs" / "serving.md").read_text()
@@ -53,3 +60,27 @@ def test_commands_exist() -> None:
     for command in commands:
         line = [sys.executable, "-m", "pyserve", *command.split(), "--help"]
         subprocess.run(line, capture_output=True, check=True)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_what_the_pages_link_to_exists(page: Path) -> None:
+    text = page.read_text()
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)", text) if "://" not in link]
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_insight_commands_exist_and_every_call_is_told() -> None:
+    page = (ROOT / "docs" / "insight.md").read_text()
+    calls = set(insight_pb2.DESCRIPTOR.services_by_name["Insight"].methods_by_name)
+    told = set(re.findall(r"`([A-Z]\w+)`", page))
+    assert calls - {"Kernels", "Layers", "Report"} <= told
+    commands = set(re.findall(r"\| `([a-z-]+)`", page))
+    assert commands
+    assert commands <= set(get_command(app).commands)
+
+
+def test_every_lr_rule_and_recipe_is_told() -> None:
+    page = (ROOT / "docs" / "training.md").read_text()
+    for name in (*get_args(Rule), *get_args(Recipe)):
+        assert f"`{name}`" in page

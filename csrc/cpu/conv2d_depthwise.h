@@ -1,10 +1,12 @@
-// Depthwise convolution (one filter per channel) and its gradients, vectorised over channels, read through a table of
-// pixel pointers (gather.h). float32 sums; float32 and bfloat16 tensors. Needs Vec; local to each including file.
+// Depthwise convolution (one filter per channel) and its gradients, vectorised over channels: 3×3 by windows
+// (depthwise_window.h), the others through a table of pixel pointers (gather.h). float32 sums; float32 and bfloat16
+// tensors. Needs Vec; local to each including file.
 #pragma once
 #include "../variants.h"
 #include "conv2d_direct.h"
 #include "conv2d_wgrad.h"
 #include "convert.h"
+#include "depthwise_window.h"
 #include "gather.h"
 
 namespace pyserve {
@@ -25,6 +27,15 @@ template <class T>
 const float* pack_depthwise(const Conv2dProblem& p, const Product& m, const T* weight, const Pool& pool) {
   float* packed = allocate_floats(pool, most(1, m.taps()) * p.C);
   pack_depthwise(p, m, weight, packed);
+  return packed;
+}
+
+// 3×3 filters turned by 180°, as floats [tap][C].
+template <class T>
+const float* pack_turned(const Conv2dProblem& p, const T* weight, const Pool& pool) {
+  float* packed = allocate_floats(pool, 9 * p.C);
+  for (int64_t tap = 0; tap < 9; ++tap)
+    for (int64_t c = 0; c < p.C; ++c) packed[tap * p.C + c] = to_float(weight[c * 9 + 8 - tap]);
   return packed;
 }
 
@@ -80,12 +91,19 @@ void depthwise_forward(const Conv2dProblem& p, const Conv2dArgs& args, const Poo
   const Product m = forward_product(p);
   const T* bias = static_cast<const T*>(args.bias);
   const float* packed = args.packed ? args.packed : pack_depthwise(p, m, static_cast<const T*>(args.weight), pool);
-  run_depthwise(p, m, static_cast<const T*>(args.x), packed, bias ? as_floats(bias, p.C, pool) : nullptr,
-                static_cast<const T*>(args.residual), static_cast<T*>(args.y), p.clamp, pool);
+  const float* bias_floats = bias ? as_floats(bias, p.C, pool) : nullptr;
+  const T *x = static_cast<const T*>(args.x), *residual = static_cast<const T*>(args.residual);
+  T* y = static_cast<T*>(args.y);
+  if (has_windows(p)) return windows_forward(p, x, packed, bias_floats, residual, y, pool);
+  run_depthwise(p, m, x, packed, bias_floats, residual, y, p.clamp, pool);
 }
 
 template <class T>
 void depthwise_dgrad(const Conv2dProblem& p, const Conv2dDgradArgs& args, const Pool& pool) {
+  if (has_windows(p) && p.stride_h == 1) {
+    const float* turned = pack_turned(p, static_cast<const T*>(args.weight), pool);
+    return windows_dgrad(p, static_cast<const T*>(args.grad), turned, static_cast<T*>(args.dx), pool);
+  }
   for (int64_t h = 0; h < least(p.stride_h, p.H); ++h)
     for (int64_t w = 0; w < least(p.stride_w, p.W); ++w) {
       const Product m = backward_product(p, h, w);
@@ -109,14 +127,14 @@ void add_depthwise(const Table<T>& table, const Block& block, int64_t tap, const
   const int64_t n = C - c;
   const auto load = [n](const auto* from) { return kPartial ? Vec::load(from, n) : Vec::load(from); };
   Vec sum[kTaps];
-#pragma GCC unroll 4
+#pragma GCC unroll 9
   for (int t = 0; t < kTaps; ++t) sum[t] = load(sums + (tap + t) * C + c);
   for (int64_t b = 0; b < block.count; ++b) {
     const Vec g = load(grad + block.out[b] * C + c);
-#pragma GCC unroll 4
+#pragma GCC unroll 9
     for (int t = 0; t < kTaps; ++t) sum[t] = sum[t].fma(g, load(table.pixel[tap + t][b] + c));
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 9
   for (int t = 0; t < kTaps; ++t) {
     if (kPartial)
       sum[t].store(sums + (tap + t) * C + c, n);
@@ -129,6 +147,7 @@ template <bool kPartial, class T>
 void add_depthwise_taps(const Table<T>& table, const Block& block, int64_t taps, const T* grad, int64_t C, int64_t c,
                         float* sums) {
   int64_t tap = 0;
+  for (; tap + 9 <= taps; tap += 9) add_depthwise<9, kPartial>(table, block, tap, grad, C, c, sums);
   for (; tap + 4 <= taps; tap += 4) add_depthwise<4, kPartial>(table, block, tap, grad, C, c, sums);
   for (; tap < taps; ++tap) add_depthwise<1, kPartial>(table, block, tap, grad, C, c, sums);
 }

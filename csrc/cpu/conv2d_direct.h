@@ -240,7 +240,7 @@ void direct_forward(const Conv2dProblem& p, const Conv2dArgs& args, const Pool& 
   const T* x = static_cast<const T*>(args.x);
   const float* input =
       reads_runs(p) ? framed(x, p.N, p.H, p.W, p.C, p.pad_h, p.pad_w, pool) : as_floats(x, p.N * p.H * p.W * p.C, pool);
-  const float* packed = args.packed ? args.packed : pack(m, static_cast<const T*>(args.weight), pool);
+  const float* packed = args.packed ? args.packed : pack(m, krsc_weight<T>(p, args.weight, pool), pool);
   const Epilogue<T> epilogue{pack_bias(m, static_cast<const T*>(args.bias), pool), static_cast<const T*>(args.residual),
                              static_cast<T*>(args.y), static_cast<float>(p.clamp.lo), static_cast<float>(p.clamp.hi)};
   run_product(m, input, packed, epilogue, pool);
@@ -283,11 +283,12 @@ inline Product backward_product(const Conv2dProblem& p, int64_t first_h, int64_t
 template <class T>
 void direct_dgrad(const Conv2dProblem& p, const Conv2dDgradArgs& args, const Pool& pool) {
   const float* grad = as_floats(static_cast<const T*>(args.grad), p.N * p.P * p.Q * p.K, pool);
+  const T* weight = krsc_weight<T>(p, args.weight, pool);
   const Epilogue<T> epilogue{nullptr, nullptr, static_cast<T*>(args.dx), -INFINITY, INFINITY};
   for (int64_t h = 0; h < least(p.stride_h, p.H); ++h)
     for (int64_t w = 0; w < least(p.stride_w, p.W); ++w) {
       const Product m = backward_product(p, h, w);
-      run_product(m, grad, pack(m, static_cast<const T*>(args.weight), pool), epilogue, pool);
+      run_product(m, grad, pack(m, weight, pool), epilogue, pool);
     }
 }
 

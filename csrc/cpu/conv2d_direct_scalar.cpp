@@ -14,10 +14,15 @@ int64_t source(int64_t out, int64_t tap, int64_t stride, int64_t pad, int64_t di
 }
 
 template <class T>
-double dot(const T* a, const T* b, int64_t n) {
+double dot(const T* a, const T* b, int64_t n, int64_t b_step) {
   double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += widen(a[i]) * widen(b[i]);
+  for (int64_t i = 0; i < n; ++i) sum += widen(a[i]) * widen(b[i * b_step]);
   return sum;
+}
+
+// Where the weights of filter k at tap (r, s) begin; from channel to channel it is weight_by_c().
+int64_t weight_at(const Conv2dProblem& p, int64_t k, int64_t r, int64_t s) {
+  return k * p.R * p.S * p.group_c() + (r * p.S + s) * p.weight_by_tap();
 }
 
 template <class T>
@@ -33,7 +38,8 @@ void forward(const Conv2dProblem& p, const Conv2dArgs& args, const Pool& pool) {
       const int64_t h = source(P, r, p.stride_h, p.pad_h, p.dilation_h, p.H);
       for (int64_t s = 0; h >= 0 && s < p.S; ++s) {
         const int64_t w = source(Q, s, p.stride_w, p.pad_w, p.dilation_w, p.W);
-        if (w >= 0) sum += dot(x + ((n * p.H + h) * p.W + w) * p.C + c0, weight + ((k * p.R + r) * p.S + s) * C, C);
+        if (w >= 0)
+          sum += dot(x + ((n * p.H + h) * p.W + w) * p.C + c0, weight + weight_at(p, k, r, s), C, p.weight_by_c());
       }
     }
     return sum;
@@ -69,9 +75,9 @@ void dgrad(const Conv2dProblem& p, const Conv2dDgradArgs& args, const Pool& pool
               const int64_t w = source(Q, s, p.stride_w, p.pad_w, p.dilation_w, p.W);
               for (int64_t k = 0; w >= 0 && k < p.K; ++k) {
                 const double g = widen(grad[((n * p.P + P) * p.Q + Q) * p.K + k]);
-                const T* from = weight + ((k * p.R + r) * p.S + s) * C;
+                const T* from = weight + weight_at(p, k, r, s);
                 double* to = sums.data() + (h * p.W + w) * p.C + k / K * C;
-                for (int64_t c = 0; c < C; ++c) to[c] += g * widen(from[c]);
+                for (int64_t c = 0; c < C; ++c) to[c] += g * widen(from[c * p.weight_by_c()]);
               }
             }
         }
@@ -102,7 +108,8 @@ void wgrad(const Conv2dProblem& p, const Conv2dWgradArgs& args, const Pool& pool
           for (int64_t c = 0; c < C; ++c) sums[static_cast<size_t>(c)] += g * widen(from[c]);
         }
       }
-      for (int64_t c = 0; c < C; ++c) dw[i * C + c] = narrow<T>(sums[static_cast<size_t>(c)]);
+      for (int64_t c = 0; c < C; ++c)
+        dw[weight_at(p, k, r, s) + c * p.weight_by_c()] = narrow<T>(sums[static_cast<size_t>(c)]);
     }
   });
 }

@@ -1,7 +1,8 @@
-// Winograd convolution with stride 2, in its phases, for AVX-512.
+// Winograd convolution with stride 2, in its phases, and its weight gradient, for AVX-512.
 #include "vec_avx512.h"
 //
 #include "conv2d_winograd.h"
+#include "conv2d_winograd_wgrad.h"
 
 namespace pyserve {
 
@@ -12,6 +13,12 @@ void conv2d_polyphase_avx512(const Conv2dProblem& p, const Conv2dArgs& args, con
   if (winograd_forward<StrideTwo>(p, args, pool)) return;
   count_call(Variant::conv2d_direct_avx512);
   conv2d_direct_avx512(p, args.without_packed(), pool);
+}
+
+void conv2d_wgrad_polyphase_avx512(const Conv2dProblem& p, const Conv2dWgradArgs& args, const Pool& pool) {
+  if (winograd_wgrad<StrideTwo>(p, args, pool)) return;
+  count_call(Variant::conv2d_wgrad_direct_avx512);
+  conv2d_wgrad_direct_avx512(p, args, pool);
 }
 
 }  // namespace pyserve

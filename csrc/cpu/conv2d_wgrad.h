@@ -202,7 +202,10 @@ void direct_wgrad(const Conv2dProblem& p, const Conv2dWgradArgs& args, const Poo
         add_block(p, shape, grad, x, block * block_rows, least(rows, (block + 1) * block_rows), group, k0, k1, own);
     }
   });
-  add_parts(sums, parts, count, static_cast<T*>(args.dw), pool);
+  if (!p.kcrs || p.group_c() == 1 || p.R * p.S == 1)
+    return add_parts(sums, parts, count, static_cast<T*>(args.dw), pool);
+  add_parts(sums, parts, count, sums, pool);
+  store_gradient(p, sums, static_cast<T*>(args.dw), pool);
 }
 
 }  // namespace

@@ -52,8 +52,11 @@ inline WinogradPlan winograd_plan(WinogradShape s, bool packed, int64_t threads)
   WinogradPlan plan{s, WinogradWeights::whole, false, ceil_div(tiles, kTiles)};
   if (u > kMostTransformed && (tiles < kReadTiles || !packed)) plan.weights = WinogradWeights::pieces;
   if (u > kMostTransformed && tiles <= Vec::kFewTiles) plan.weights = WinogradWeights::registers;
-  if (plan.weights != WinogradWeights::whole)
-    plan.shape.panel_vectors = plan.weights == WinogradWeights::pieces ? kPieceVectors : 1;
+  if (plan.weights == WinogradWeights::registers) plan.shape.panel_vectors = 1;
+  if (plan.weights == WinogradWeights::pieces) {
+    plan.shape.panel_vectors = kPieceVectors;
+    plan.blocks = ceil_div(tiles, kMostTiles);  // each transforms the weights anew
+  }
   plan.by_panel = plan.shape.panels() > 1 && (u > kMostByBlock || plan.blocks < 2 * threads);
   if (!plan.by_panel && plan.blocks > 1) plan.blocks = least(tiles, ceil_div(plan.blocks, threads) * threads);
   return plan;

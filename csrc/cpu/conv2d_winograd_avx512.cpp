@@ -1,7 +1,8 @@
-// Winograd convolution with stride 1, and its input gradient, for AVX-512.
+// Winograd convolution with stride 1, and its gradients, for AVX-512.
 #include "vec_avx512.h"
 //
 #include "conv2d_winograd.h"
+#include "conv2d_winograd_wgrad.h"
 
 namespace pyserve {
 
@@ -18,6 +19,12 @@ void conv2d_dgrad_winograd_avx512(const Conv2dProblem& p, const Conv2dDgradArgs&
   if (p.dtype == DType::f32 ? winograd_dgrad<float>(p, args, pool) : winograd_dgrad<Bf16>(p, args, pool)) return;
   count_call(Variant::conv2d_dgrad_direct_avx512);
   conv2d_dgrad_direct_avx512(p, args, pool);
+}
+
+void conv2d_wgrad_winograd_avx512(const Conv2dProblem& p, const Conv2dWgradArgs& args, const Pool& pool) {
+  if (winograd_wgrad<StrideOne>(p, args, pool)) return;
+  count_call(Variant::conv2d_wgrad_direct_avx512);
+  conv2d_wgrad_direct_avx512(p, args, pool);
 }
 
 }  // namespace pyserve

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 
+#include "../conv2d.h"
 #include "../parallel.h"
 #include "gather.h"
 
@@ -53,6 +54,33 @@ inline const float* as_floats(const Bf16* from, int64_t count, const Pool& pool)
     widen_row(from + begin * kPiece, to + begin * kPiece, least(count, end * kPiece) - begin * kPiece);
   });
   return to;
+}
+
+// Each filter's [C][R·S] → [R·S][C], where the weights are not laid out so.
+template <class T>
+const T* krsc_weight(const Conv2dProblem& p, const void* weight, const Pool& pool) {
+  const T* from = static_cast<const T*>(weight);
+  const int64_t C = p.group_c(), taps = p.R * p.S, filter = C * taps;
+  if (!p.kcrs || C == 1 || taps == 1) return from;
+  T* to = static_cast<T*>(pool.allocate(pool.owner, p.K * filter * static_cast<int64_t>(sizeof(T))));
+  pool(p.K, 1 << 12, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k)
+      for (int64_t tap = 0; tap < taps; ++tap)
+        for (int64_t c = 0; c < C; ++c) to[k * filter + tap * C + c] = from[k * filter + c * taps + tap];
+  });
+  return to;
+}
+
+// A weight gradient [K][R·S][C/groups] of floats to dw, in the layout that dw has.
+template <class T>
+void store_gradient(const Conv2dProblem& p, const float* from, T* dw, const Pool& pool) {
+  const int64_t C = p.group_c(), taps = p.R * p.S, filter = C * taps;
+  pool(p.K, most(1, (1 << 12) / filter), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k)
+      for (int64_t tap = 0; tap < taps; ++tap)
+        for (int64_t c = 0; c < C; ++c)
+          store_one(from[k * filter + tap * C + c], dw + k * filter + c * p.weight_by_c() + tap * p.weight_by_tap());
+  });
 }
 
 // [N][H][W][C] → floats [N][H + 2·pad_h][W + 2·pad_w][C] with zeros around.

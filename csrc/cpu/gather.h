@@ -8,9 +8,9 @@
 namespace pyserve {
 namespace {
 
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr int64_t kBlock = 96;      // output positions per block; a multiple of every register tile's rows
 constexpr int64_t kTableTaps = 64;  // taps per table
@@ -66,8 +66,8 @@ struct Table {
       const int64_t shift = (dh * g.in_w + dw) * g.in_pixel, outside = zeros - input;
       const T** to = pixel[tap - first];
       for (int64_t b = 0; b < kBlock; ++b) {  // branch-free: this loop is vectorised
-        const bool inside = (static_cast<uint64_t>(block.row[b] + dh) < in_h) &
-                            (static_cast<uint64_t>(block.column[b] + dw) < in_w);
+        const bool inside =
+            (static_cast<uint64_t>(block.row[b] + dh) < in_h) & (static_cast<uint64_t>(block.column[b] + dw) < in_w);
         to[b] = input + (inside ? block.base[b] + shift : outside);
       }
     }

@@ -1,7 +1,6 @@
 // The CPU implementations of the operators, and ATen for devices that have none.
-#include "../launch.h"
-
 #include "../chain.h"
+#include "../launch_batch_norm.h"
 #include "../workspace.h"
 
 namespace pyserve {
@@ -32,6 +31,13 @@ struct Cpu {
   }
 };
 
+}  // namespace
+
+template <>
+constexpr bool kTakesKcrs<Cpu> = true;
+
+namespace {
+
 // A device without kernels of ours (a GPU where the CUDA library is not built, other accelerators): all by ATen.
 struct Elsewhere {
   static bool has(const Tensor&) { return false; }
@@ -41,12 +47,13 @@ struct Elsewhere {
 };
 
 // weight [K, C/groups, R, S] of any layout.
-Tensor conv2d_pack(const Tensor& weight, Ints x, Ints stride, Ints padding, Ints dilation, int64_t groups) {
+Tensor conv2d_pack(const Tensor& weight, int64_t variant, Ints x, Ints stride, Ints padding, Ints dilation,
+                   int64_t groups) {
   const TensorInfo weight_info = tensor_info(weight);
   const TensorInfo x_info{x, weight_info.dtype, weight_info.device};
   const Conv2dProblem p = check_conv2d(
       {x_info, weight_info, std::nullopt, std::nullopt, stride, padding, dilation, groups, -INFINITY, INFINITY});
-  const Packing* packing = packing_of(choose_cpu<Op::conv2d>(p).variant);
+  const Packing* packing = packing_of(static_cast<Variant>(variant));
   const int64_t size = packing ? packing->size(p) : 0;
   Tensor packed = torch::stable::empty(Ints{size}, ScalarType::Float);
   if (size == 0) return packed;
@@ -97,6 +104,8 @@ std::vector<Tensor> run_chain(std::vector<Tensor> inputs, std::vector<Tensor> co
 
 STABLE_TORCH_LIBRARY_IMPL(pyserve, CPU, m) {
   pyserve::register_all<pyserve::Cpu>(m);
+  m.impl("batch_norm_relu", TORCH_BOX(&pyserve::launch_batch_norm_relu<pyserve::Cpu>));
+  m.impl("batch_norm_relu_backward", TORCH_BOX(&pyserve::launch_batch_norm_relu_backward<pyserve::Cpu>));
   m.impl("conv2d_pack", TORCH_BOX(&pyserve::conv2d_pack));
   m.impl("run_chain", TORCH_BOX(&pyserve::run_chain));
 }

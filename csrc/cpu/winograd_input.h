@@ -10,8 +10,8 @@ namespace {
 template <class Scheme, class T>
 struct InputTile {
   static constexpr int kSide = Scheme::inputs(4);
-  const T* pixel[kSide * kSide];  // where not all of it is inside the image
-  const T* base;                  // the first pixel
+  alignas(64) const T* pixel[kSide * kSide];  // where not all of it is inside the image
+  const T* base;                              // the first pixel
   int64_t row_step, pixel_step;
   bool inside;
 

@@ -1,6 +1,6 @@
-// How an output map is cut into Winograd tiles: along each axis tiles of four outputs, and as many of three as make the
-// size come out even (14 = 4 + 4 + 3 + 3: 22 products instead of 24). Where that is impossible the last tile of four
-// reaches over the edge. Tiles are numbered image by image, row by row.
+// How an output map is cut into Winograd tiles: along each axis as few as tiles of four outputs can be, and as many of
+// them with three outputs as the size allows (14 = 4 + 4 + 3 + 3: 22 products instead of 24; 5 = 3 + 3, one of them
+// over the edge). Tiles are numbered image by image, row by row.
 //
 // Three outputs leave some points out, so a product at point (i, j) concerns only tiles that have that point. Within a
 // block tiles are ordered by class (height × width) 4×3, 4×4, 3×4, 3×3: then those are contiguous for every point.
@@ -15,15 +15,15 @@
 namespace pyserve {
 namespace {
 
-constexpr int64_t kMostTiles = 64;  // per block
+constexpr int64_t kMostTiles = 128;  // per block
 constexpr int64_t kTaps = 9;
 
 struct WinogradAxis {
   int64_t fours, threes;
   explicit WinogradAxis(int64_t size) {
-    threes = (4 - size % 4) % 4;
-    if (threes * 3 > size) threes = 0;
-    fours = ceil_div(size - 3 * threes, 4);
+    const int64_t count = ceil_div(size, 4);
+    threes = least(4 * count - size, count);
+    fours = count - threes;
   }
   int64_t count() const { return fours + threes; }
   int64_t start(int64_t i) const { return i <= fours ? 4 * i : 4 * fours + 3 * (i - fours); }
@@ -94,7 +94,7 @@ struct WinogradShape {
   WinogradMap map;
   int64_t H, W, pad_h, pad_w, stride;  // of the input
   int64_t depth, columns;              // input and output channels
-  bool gradient;                       // the weights turned and exchanged
+  bool kcrs, gradient;                 // layout of the weights; whether they are turned and exchanged
   int64_t panel_vectors;               // output channels go in panels of at most so many vectors
 
   int64_t groups() const { return ceil_div(depth, Vec::kWidth); }
@@ -119,11 +119,11 @@ struct WinogradShape {
 
 template <class Scheme>
 WinogradShape winograd_forward_shape(const Conv2dProblem& p) {
-  return {{p.N, p.P, p.Q}, p.H, p.W, p.pad_h, p.pad_w, Scheme::kStride, p.C, p.K, false, Vec::kMostVectors};
+  return {{p.N, p.P, p.Q}, p.H, p.W, p.pad_h, p.pad_w, Scheme::kStride, p.C, p.K, p.kcrs, false, Vec::kMostVectors};
 }
 
 inline WinogradShape winograd_dgrad_shape(const Conv2dProblem& p) {
-  return {{p.N, p.H, p.W}, p.P, p.Q, 2 - p.pad_h, 2 - p.pad_w, 1, p.K, p.C, true, Vec::kMostVectors};
+  return {{p.N, p.H, p.W}, p.P, p.Q, 2 - p.pad_h, 2 - p.pad_w, 1, p.K, p.C, p.kcrs, true, Vec::kMostVectors};
 }
 
 template <int kValue>

@@ -49,11 +49,26 @@ PYSERVE_TRANSFORM Vec sum_of_four(Vec m0, Vec m1, Vec m2, Vec m3) {
       .fma(constant(kOuter * kPowerB), m3);
 }
 
+// The transpose of sum_of_four: each y to the points 0, a, −a, b.
+template <int kOutputs>
+PYSERVE_TRANSFORM void expand_four(const Vec* y, Vec* o, int step) {
+  constexpr float kZero = 1 / (kA2 * kB), kPlus = 1 / (2 * kA2 * (kA - kB)), kMinus = -1 / (2 * kA2 * (kA + kB));
+  constexpr float kOuter = 1 / (kB * (kB2 - kA2));
+  const Vec even = y[0].fma(constant(kA2), y[2]);
+  const Vec odd = kOutputs == 4 ? y[1].fma(constant(kA2), y[3]) : y[1];
+  const Vec outer = y[0].fma(constant(kB), y[1]).fma(constant(kB2), y[2]);
+  o[0] = constant(kZero) * y[0];
+  o[step] = constant(kPlus) * even.fma(constant(kA), odd);
+  o[2 * step] = constant(kMinus) * even.fnma(constant(kA), odd);
+  o[3 * step] = constant(kOuter) * (kOutputs == 4 ? outer.fma(constant(kB2 * kB), y[3]) : outer);
+}
+
 // Stride 1: F(4, 3) at the points 0, a, −a, b, −b, ∞; F(3, 3) without −b.
 struct StrideOne {
   static constexpr int kPoints = 6, kStride = 1;
   static constexpr int weight_of(int64_t point) { return static_cast<int>(point); }
-  static constexpr int kParts = 1, kPart[2] = {0, 6};  // points that winograd_few.h does at a time
+  static constexpr int64_t last_point(int64_t weight) { return weight; }  // of those with this weight
+  static constexpr int kParts = 1, kPart[2] = {0, 6};                     // points that winograd_few.h does at a time
   static constexpr int inputs(int outputs) { return outputs + 2; }
   static constexpr bool has(int outputs, int64_t point) { return outputs == 4 || point != 4; }
 
@@ -97,6 +112,35 @@ struct StrideOne {
       o[2 * step] = sum_of_four<2>(m[0], m[1], m[2], m[3]) + m[5];
     }
   }
+
+  // A y: the transpose of `output`.
+  template <int kOutputs>
+  PYSERVE_TRANSFORM void expand(const Vec* y, Vec* o, int step) {
+    if constexpr (kOutputs == 4) {
+      constexpr float kInner = 1 / (2 * kA2 * (kA2 - kB2)), kOuter = 1 / (2 * kB2 * (kB2 - kA2));
+      const Vec inner_even = (constant(kInner) * y[0]).fma(constant(kInner * kA2), y[2]);
+      const Vec inner_odd = (constant(kInner * kA) * y[1]).fma(constant(kInner * kA2 * kA), y[3]);
+      const Vec outer_even = (constant(kOuter) * y[0]).fma(constant(kOuter * kB2), y[2]);
+      const Vec outer_odd = (constant(kOuter * kB) * y[1]).fma(constant(kOuter * kB2 * kB), y[3]);
+      o[0] = y[0];
+      o[step] = inner_even + inner_odd;
+      o[2 * step] = inner_even - inner_odd;
+      o[3 * step] = outer_even + outer_odd;
+      o[4 * step] = outer_even - outer_odd;
+      o[5 * step] = y[3];
+    } else {
+      expand_four<kOutputs>(y, o, step);
+      o[5 * step] = y[2];
+    }
+  }
+
+  // Gᵀ u: the transpose of `weight`.
+  PYSERVE_TRANSFORM void weight_gradient(const Vec* u, Vec* w, int step) {
+    const Vec inner_even = u[1] + u[2], outer_even = u[3] + u[4];
+    w[0] = u[0] + inner_even + outer_even;
+    w[step] = (constant(kA) * (u[1] - u[2])).fma(constant(kB), u[3] - u[4]);
+    w[2 * step] = u[5].fma(constant(kA2), inner_even).fma(constant(kB2), outer_even);
+  }
 };
 
 // Stride 2 in its two phases: the even inputs meet taps 0 and 2, which is F(4, 2) at the points 0, a, −a, b, ∞ (F(3, 2)
@@ -104,6 +148,7 @@ struct StrideOne {
 struct StrideTwo {
   static constexpr int kPoints = 9, kStride = 2;
   static constexpr int weight_of(int64_t point) { return point < 5 ? static_cast<int>(point) : 5; }
+  static constexpr int64_t last_point(int64_t weight) { return weight < 5 ? weight : 8; }
   static constexpr int kParts = 2, kPart[3] = {0, 5, 9};
   static constexpr int inputs(int outputs) { return 2 * outputs + 1; }
   static constexpr bool has(int outputs, int64_t point) { return outputs == 4 || (point != 3 && point != 8); }
@@ -144,6 +189,26 @@ struct StrideTwo {
       o[step] = m[6].fma(constant(1 / (2 * kA)), odd);
       o[2 * step] = (m[4] + m[7]).fma(constant(0.5f), even);
     }
+  }
+
+  template <int kOutputs>
+  PYSERVE_TRANSFORM void expand(const Vec* y, Vec* o, int step) {
+    if constexpr (kOutputs == 4) {
+      expand_four<kOutputs>(y, o, step);
+    } else {
+      const Vec even = (constant(1 / (2 * kA2)) * y[0]).fma(constant(0.5f), y[2]), odd = constant(1 / (2 * kA)) * y[1];
+      o[0] = constant(-1 / kA2) * y[0];
+      o[step] = even + odd;
+      o[2 * step] = even - odd;
+    }
+    o[4 * step] = y[kOutputs - 1];
+    for (int i = 0; i < kOutputs; ++i) o[(5 + i) * step] = y[i];
+  }
+
+  PYSERVE_TRANSFORM void weight_gradient(const Vec* u, Vec* w, int step) {
+    w[0] = u[0] + u[1] + u[2] + u[3];
+    w[step] = u[5];
+    w[2 * step] = u[4].fma(constant(kA), u[1] - u[2]).fma(constant(kB), u[3]);
   }
 };
 

@@ -10,25 +10,44 @@ namespace {
 
 constexpr int64_t kPieceDepth = 16;  // input channels whose weights are transformed at a time
 
-// One vector of output channels from `column` on, for input channels [l, l + count): taps[i][9].
+// Rows of `n` floats `step` apart, one per output channel, zeros behind the last of them, as columns.
+template <class T>
+void load_columns(const T* from, int64_t step, int64_t rows, int64_t n, Vec (&square)[Vec::kWidth]) {
+  for (int64_t j = 0; j < Vec::kWidth; ++j)
+    square[j] = j >= rows ? Vec::zero() : n < Vec::kWidth ? Vec::load(from + j * step, n) : Vec::load(from + j * step);
+  Vec::transpose(square);
+}
+
+// One vector of output channels from `column` on, for input channels [l, l + count): taps[i][9]. In the four layouts of
+// weights [columns][3][3][depth] and [columns][depth][3][3], for the gradient [depth][3][3][columns] and
+// [depth][columns][3][3] turned by 180°.
 template <class T>
 void load_taps(const WinogradShape& s, const T* weight, int64_t l, int64_t count, int64_t column, Vec (*taps)[kTaps]) {
-  const int64_t n = least(Vec::kWidth, s.columns - column);
-  for (int64_t tap = 0; tap < kTaps; ++tap) {
-    if (s.gradient) {  // weight [depth][3][3][columns]
-      for (int64_t i = 0; i < count; ++i) {
-        const T* from = weight + ((l + i) * kTaps + kTaps - 1 - tap) * s.columns + column;
-        taps[i][tap] = n < Vec::kWidth ? Vec::load(from, n) : Vec::load(from);
+  const int64_t n = least(Vec::kWidth, s.columns - column), filter = kTaps * s.depth;
+  Vec square[Vec::kWidth];
+  if (!s.gradient && !s.kcrs) {
+    for (int64_t tap = 0; tap < kTaps; ++tap) {
+      load_columns(weight + column * filter + tap * s.depth + l, filter, n, count, square);
+      for (int64_t i = 0; i < count; ++i) taps[i][tap] = square[i];
+    }
+  } else if (!s.gradient) {  // a filter's channels and taps are one row
+    for (int64_t at = 0; at < count * kTaps; at += Vec::kWidth) {
+      const int64_t found = least(Vec::kWidth, count * kTaps - at);
+      load_columns(weight + column * filter + l * kTaps + at, filter, n, found, square);
+      for (int64_t i = 0; i < found; ++i) taps[(at + i) / kTaps][(at + i) % kTaps] = square[i];
+    }
+  } else if (!s.kcrs) {
+    for (int64_t i = 0; i < count * kTaps; ++i) {
+      const T* from = weight + (l * kTaps + i) * s.columns + column;
+      taps[i / kTaps][kTaps - 1 - i % kTaps] = n < Vec::kWidth ? Vec::load(from, n) : Vec::load(from);
+    }
+  } else {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t tap = 0; tap < kTaps; tap += Vec::kWidth) {
+        const int64_t found = least(Vec::kWidth, kTaps - tap);
+        load_columns(weight + ((l + i) * s.columns + column) * kTaps + tap, kTaps, n, found, square);
+        for (int64_t j = 0; j < found; ++j) taps[i][kTaps - 1 - tap - j] = square[j];
       }
-      continue;
-    }
-    Vec square[Vec::kWidth];  // weight [columns][3][3][depth]
-    for (int64_t j = 0; j < Vec::kWidth; ++j) {
-      const T* from = weight + ((column + j) * kTaps + tap) * s.depth + l;
-      square[j] = j >= n ? Vec::zero() : count < Vec::kWidth ? Vec::load(from, count) : Vec::load(from);
-    }
-    Vec::transpose(square);
-    for (int64_t i = 0; i < count; ++i) taps[i][tap] = square[i];
   }
 }
 

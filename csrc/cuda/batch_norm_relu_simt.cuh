@@ -95,11 +95,11 @@ statistics_kernel(const T* x, PYSERVE_PARAMETER Cut cut, Accumulator<T>* parts) 
   write_sums(at, cut, sum, square, parts);
 }
 
-// mean and inv_std of the parts, in the order of the chunks.
+// Mean and variance of the parts, in the order of the chunks.
 template <class T>
 PYSERVE_KERNEL(kThreads, 4)
-finish_kernel(const T* x, PYSERVE_PARAMETER Cut cut, double eps, const Accumulator<T>* parts, Accumulator<T>* mean,
-              Accumulator<T>* inv_std) {
+finish_kernel(const T* x, PYSERVE_PARAMETER Cut cut, const Accumulator<T>* parts, Accumulator<T>* mean,
+              Accumulator<T>* var) {
   const int64_t channel = device::block_index() * kThreads + device::thread_index();
   if (channel >= cut.channels) return;
   double sum = 0, square = 0;
@@ -112,23 +112,46 @@ finish_kernel(const T* x, PYSERVE_PARAMETER Cut cut, double eps, const Accumulat
   const double shift = static_cast<double>(widen(device::load(x + channel)));
   device::store(mean + channel, static_cast<Accumulator<T>>(shift + distance));
   // Rounding may leave less than nothing; NaN stays NaN.
-  const double least = corrected < 0 ? 0.0 : corrected;
-  device::store(inv_std + channel, static_cast<Accumulator<T>>(device::inverse_square_root(least + eps)));
+  device::store(var + channel, static_cast<Accumulator<T>>(corrected < 0 ? 0.0 : corrected));
 }
+
+// A thread's channels: (x - mean) · scale + bias is their normalised value, scale = weight / √(var + eps).
+template <class Acc, int32_t count>
+struct Line {
+  Acc mean[count] = {}, scale[count] = {}, bias[count] = {};
+
+  template <class Args>
+  PYSERVE_DEVICE void read_from(const Args& args, int64_t channel, int64_t channels, double eps) {
+    read(static_cast<const Acc*>(args.mean), channel, channels, true, mean);
+    read_inverse(args.var, channel, channels, eps, scale);
+    Acc weight[count];
+    if (args.weight != nullptr) {
+      read(static_cast<const Acc*>(args.weight), channel, channels, true, weight);
+#pragma unroll
+      for (int32_t c = 0; c < count; ++c) scale[c] *= weight[c];
+    }
+    if (args.bias != nullptr) read(static_cast<const Acc*>(args.bias), channel, channels, true, bias);
+  }
+
+  PYSERVE_DEVICE static void read_inverse(const void* var, int64_t channel, int64_t channels, double eps,
+                                          Acc (&inverse)[count]) {
+    read(static_cast<const Acc*>(var), channel, channels, true, inverse);
+#pragma unroll
+    for (int32_t c = 0; c < count; ++c)
+      inverse[c] = static_cast<Acc>(device::inverse_square_root(static_cast<double>(inverse[c]) + eps));
+  }
+
+  PYSERVE_DEVICE Acc at(Acc x, int32_t c) const { return (x - mean[c]) * scale[c] + bias[c]; }
+};
 
 template <class T, int32_t count>
 PYSERVE_KERNEL(kThreads, 4)
-apply_kernel(PYSERVE_PARAMETER BatchNormReluArgs args, PYSERVE_PARAMETER Cut cut, double lo, double hi) {
+apply_kernel(PYSERVE_PARAMETER BatchNormReluArgs args, PYSERVE_PARAMETER Cut cut, double eps, double lo, double hi) {
   using Acc = Accumulator<T>;
   const Place at = Place::of<count>(cut);
   if (at.line >= at.lines || at.channel >= cut.channels) return;
-  Acc mean[count], scale[count], bias[count], inv_std[count];
-  read(static_cast<const Acc*>(args.mean), at.channel, cut.channels, true, mean);
-  read(static_cast<const Acc*>(args.inv_std), at.channel, cut.channels, true, inv_std);
-  read(static_cast<const Acc*>(args.weight), at.channel, cut.channels, true, scale);
-  read(static_cast<const Acc*>(args.bias), at.channel, cut.channels, true, bias);
-#pragma unroll
-  for (int32_t c = 0; c < count; ++c) scale[c] *= inv_std[c];
+  Line<Acc, count> line;
+  line.read_from(args, at.channel, cut.channels, eps);
   for (int64_t row = at.begin + at.line; row < at.end; row += at.lines) {
     const int64_t start = row * cut.channels, i = start + at.channel, end = start + cut.channels;
     Acc values[count], residual[count] = {};
@@ -136,7 +159,7 @@ apply_kernel(PYSERVE_PARAMETER BatchNormReluArgs args, PYSERVE_PARAMETER Cut cut
     if (args.residual != nullptr) read(static_cast<const T*>(args.residual), i, end, true, residual);
 #pragma unroll
     for (int32_t c = 0; c < count; ++c) {
-      const Acc value = (values[c] - mean[c]) * scale[c] + bias[c] + residual[c];
+      const Acc value = line.at(values[c], c) + residual[c];
       values[c] = clamp(value, static_cast<Acc>(lo), static_cast<Acc>(hi));
     }
     write(static_cast<T*>(args.y), i, end, true, values);
@@ -145,40 +168,43 @@ apply_kernel(PYSERVE_PARAMETER BatchNormReluArgs args, PYSERVE_PARAMETER Cut cut
 
 // ------------------------------------------------------------ backward
 
-// The gradient that the activation lets through.
+// The gradient that the activation lets through, and x. Without an output the mask is that of the value that the
+// forward pass rounded and wrote.
 template <class T, int32_t count>
-PYSERVE_DEVICE void read_masked(const BatchNormReluBackwardArgs& args, int64_t i, int64_t end, double lo, double hi,
-                                Accumulator<T> (&g)[count]) {
+PYSERVE_DEVICE void read_masked(const BatchNormReluBackwardArgs& args, const Line<Accumulator<T>, count>& line,
+                                int64_t i, int64_t end, double lo, double hi, Accumulator<T> (&g)[count],
+                                Accumulator<T> (&x)[count]) {
   using Acc = Accumulator<T>;
   read(static_cast<const T*>(args.grad), i, end, true, g);
-  if (args.y == nullptr) return;
+  read(static_cast<const T*>(args.x), i, end, true, x);
   Acc seen[count];
-  read(static_cast<const T*>(args.y), i, end, true, seen);
+  if (args.y != nullptr) read(static_cast<const T*>(args.y), i, end, true, seen);
 #pragma unroll
-  for (int32_t c = 0; c < count; ++c)
-    if (seen[c] <= static_cast<Acc>(lo) || seen[c] >= static_cast<Acc>(hi)) g[c] = 0;
+  for (int32_t c = 0; c < count; ++c) {
+    const Acc value = args.y != nullptr ? seen[c] : widen(narrow<T>(line.at(x[c], c)));
+    if (value <= static_cast<Acc>(lo) || value >= static_cast<Acc>(hi)) g[c] = 0;
+  }
 }
 
-// Σ g and Σ g · (x - mean) · inv_std of every channel.
+// Σ g and Σ g · (x - mean) of every channel.
 template <class T, int32_t count>
-PYSERVE_KERNEL(kThreads, 3)
-gradient_sums_kernel(PYSERVE_PARAMETER BatchNormReluBackwardArgs args, PYSERVE_PARAMETER Cut cut, double lo, double hi,
-                     Accumulator<T>* parts) {
+PYSERVE_KERNEL(kThreads, 2)
+gradient_sums_kernel(PYSERVE_PARAMETER BatchNormReluBackwardArgs args, PYSERVE_PARAMETER Cut cut, double eps, double lo,
+                     double hi, Accumulator<T>* parts) {
   using Acc = Accumulator<T>;
   const Place at = Place::of<count>(cut);
-  Acc mean[count] = {}, inv_std[count] = {}, sum[count] = {}, product[count] = {};
+  Acc sum[count] = {}, product[count] = {};
   if (at.line < at.lines && at.channel < cut.channels) {
-    read(static_cast<const Acc*>(args.mean), at.channel, cut.channels, true, mean);
-    read(static_cast<const Acc*>(args.inv_std), at.channel, cut.channels, true, inv_std);
+    Line<Acc, count> line;
+    line.read_from(args, at.channel, cut.channels, eps);
     for (int64_t row = at.begin + at.line; row < at.end; row += at.lines) {
       const int64_t i = row * cut.channels + at.channel, end = (row + 1) * cut.channels;
       Acc g[count], values[count];
-      read_masked<T>(args, i, end, lo, hi, g);
-      read(static_cast<const T*>(args.x), i, end, true, values);
+      read_masked<T>(args, line, i, end, lo, hi, g, values);
 #pragma unroll
       for (int32_t c = 0; c < count; ++c) {
         sum[c] += g[c];
-        product[c] += g[c] * ((values[c] - mean[c]) * inv_std[c]);
+        product[c] += g[c] * (values[c] - line.mean[c]);
       }
     }
   }
@@ -188,7 +214,8 @@ gradient_sums_kernel(PYSERVE_PARAMETER BatchNormReluBackwardArgs args, PYSERVE_P
 // dbias and dweight of the parts, in the order of the chunks.
 template <class Acc>
 PYSERVE_KERNEL(kThreads, 4)
-finish_gradients_kernel(PYSERVE_PARAMETER Cut cut, const Acc* parts, Acc* dbias, Acc* dweight) {
+finish_gradients_kernel(PYSERVE_PARAMETER Cut cut, double eps, const Acc* var, const Acc* parts, Acc* dbias,
+                        Acc* dweight) {
   const int64_t channel = device::block_index() * kThreads + device::thread_index();
   if (channel >= cut.channels) return;
   double sum = 0, product = 0;
@@ -196,41 +223,41 @@ finish_gradients_kernel(PYSERVE_PARAMETER Cut cut, const Acc* parts, Acc* dbias,
     sum += device::load(parts + chunk * 2 * cut.channels + channel);
     product += device::load(parts + (chunk * 2 + 1) * cut.channels + channel);
   }
+  const double inverse = device::inverse_square_root(static_cast<double>(device::load(var + channel)) + eps);
   device::store(dbias + channel, static_cast<Acc>(sum));
-  device::store(dweight + channel, static_cast<Acc>(product));
+  device::store(dweight + channel, static_cast<Acc>(product * inverse));
 }
 
-// dx = weight · inv_std · (g - (Σ g + (x - mean) · inv_std · Σ g · …) / rows); without the sums where the statistics
-// were given.
+// dx = scale · (g - (dbias + (x - mean) / √(var + eps) · dweight) / rows); without the sums where the statistics were
+// given.
 template <class T, int32_t count>
 PYSERVE_KERNEL(kThreads, 2)
-gradient_kernel(PYSERVE_PARAMETER BatchNormReluBackwardArgs args, PYSERVE_PARAMETER Cut cut, double lo, double hi,
-                bool training) {
+gradient_kernel(PYSERVE_PARAMETER BatchNormReluBackwardArgs args, PYSERVE_PARAMETER Cut cut, double eps, double lo,
+                double hi, bool training) {
   using Acc = Accumulator<T>;
   const Place at = Place::of<count>(cut);
   if (at.line >= at.lines || at.channel >= cut.channels) return;
-  Acc mean[count], inv_std[count], scale[count], sum[count], product[count];
-  read(static_cast<const Acc*>(args.mean), at.channel, cut.channels, true, mean);
-  read(static_cast<const Acc*>(args.inv_std), at.channel, cut.channels, true, inv_std);
-  read(static_cast<const Acc*>(args.weight), at.channel, cut.channels, true, scale);
+  Acc inverse[count], sum[count], product[count];
+  Line<Acc, count> line;
+  line.read_from(args, at.channel, cut.channels, eps);
+  Line<Acc, count>::read_inverse(args.var, at.channel, cut.channels, eps, inverse);
   read(static_cast<const Acc*>(args.dbias), at.channel, cut.channels, true, sum);
   read(static_cast<const Acc*>(args.dweight), at.channel, cut.channels, true, product);
   const Acc share = training ? Acc(1) / static_cast<Acc>(cut.rows) : Acc(0);
 #pragma unroll
   for (int32_t c = 0; c < count; ++c) {
-    scale[c] *= inv_std[c];
     sum[c] *= share;
-    product[c] *= share * inv_std[c];
+    product[c] *= share * inverse[c];
   }
   for (int64_t row = at.begin + at.line; row < at.end; row += at.lines) {
     const int64_t i = row * cut.channels + at.channel, end = (row + 1) * cut.channels;
     Acc g[count], values[count];
-    read_masked<T>(args, i, end, lo, hi, g);
+    read_masked<T>(args, line, i, end, lo, hi, g, values);
     if (args.dresidual != nullptr) write(static_cast<T*>(args.dresidual), i, end, true, g);
-    read(static_cast<const T*>(args.x), i, end, true, values);
 #pragma unroll
-    for (int32_t c = 0; c < count; ++c) values[c] = scale[c] * (g[c] - sum[c] - (values[c] - mean[c]) * product[c]);
-    write(static_cast<T*>(args.dx), i, end, true, values);
+    for (int32_t c = 0; c < count; ++c)
+      values[c] = line.scale[c] * (g[c] - sum[c] - (values[c] - line.mean[c]) * product[c]);
+    if (args.dx != nullptr) write(static_cast<T*>(args.dx), i, end, true, values);
   }
 }
 
@@ -250,10 +277,11 @@ void forward(const BatchNormProblem& p, const BatchNormReluArgs& args, const Que
     Acc* parts = queue.scratch<Acc>(cut.chunks * 2 * p.channels);
     device::launch(statistics_kernel<T, count>, cut.tiles * cut.chunks, kThreads, shared_bytes<T>(count), queue, x, cut,
                    parts);
-    device::launch(finish_kernel<T>, (p.channels + kThreads - 1) / kThreads, kThreads, 0, queue, x, cut, p.eps, parts,
-                   static_cast<Acc*>(args.mean), static_cast<Acc*>(args.inv_std));
+    device::launch(finish_kernel<T>, (p.channels + kThreads - 1) / kThreads, kThreads, 0, queue, x, cut, parts,
+                   static_cast<Acc*>(args.mean), static_cast<Acc*>(args.var));
   }
-  device::launch(apply_kernel<T, count>, cut.tiles * cut.chunks, kThreads, 0, queue, args, cut, p.clamp.lo, p.clamp.hi);
+  device::launch(apply_kernel<T, count>, cut.tiles * cut.chunks, kThreads, 0, queue, args, cut, p.eps, p.clamp.lo,
+                 p.clamp.hi);
 }
 
 template <class T, int32_t count>
@@ -262,11 +290,16 @@ void backward(const BatchNormProblem& p, const BatchNormReluBackwardArgs& args, 
   const Cut cut(p, count);
   const double lo = p.clamp.mask_lo(), hi = p.clamp.mask_hi();
   Acc* parts = queue.scratch<Acc>(cut.chunks * 2 * p.channels);
-  device::launch(gradient_sums_kernel<T, count>, cut.tiles * cut.chunks, kThreads, shared_bytes<T>(count), queue, args,
-                 cut, lo, hi, parts);
-  device::launch(finish_gradients_kernel<Acc>, (p.channels + kThreads - 1) / kThreads, kThreads, 0, queue, cut, parts,
-                 static_cast<Acc*>(args.dbias), static_cast<Acc*>(args.dweight));
-  device::launch(gradient_kernel<T, count>, cut.tiles * cut.chunks, kThreads, 0, queue, args, cut, lo, hi, p.training);
+  BatchNormReluBackwardArgs all = args;  // the sums are needed for dx also where the caller does not want them
+  if (all.dweight == nullptr) all.dweight = queue.scratch<Acc>(p.channels);
+  if (all.dbias == nullptr) all.dbias = queue.scratch<Acc>(p.channels);
+  device::launch(gradient_sums_kernel<T, count>, cut.tiles * cut.chunks, kThreads, shared_bytes<T>(count), queue, all,
+                 cut, p.eps, lo, hi, parts);
+  device::launch(finish_gradients_kernel<Acc>, (p.channels + kThreads - 1) / kThreads, kThreads, 0, queue, cut, p.eps,
+                 static_cast<const Acc*>(all.var), parts, static_cast<Acc*>(all.dbias), static_cast<Acc*>(all.dweight));
+  if (args.dx == nullptr && args.dresidual == nullptr) return;
+  device::launch(gradient_kernel<T, count>, cut.tiles * cut.chunks, kThreads, 0, queue, all, cut, p.eps, lo, hi,
+                 p.training);
 }
 
 // Calls f with the number of channels a thread takes: 16 bytes of them where all tensors are aligned so.

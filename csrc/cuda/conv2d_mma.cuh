@@ -2,7 +2,7 @@
 //
 // Asynchronous copies take 16 bytes of neighbouring channels: where the channels do not come in such multiples, padded
 // copies of the tensors are made first (of an image with up to 4 channels, as every first layer has, to 4: it is then
-// copied 8 bytes at a time where that is fewer).
+// copied 8 bytes at a time where that is fewer). `pointwise`: 1×1 kernels without padding.
 #pragma once
 #include "choose_tile.h"
 #include "conv2d_products.h"
@@ -40,22 +40,22 @@ TileSize tile_for(Op op, DType dtype, const Product& product, const Queue& queue
   return choose_tile(op, dtype, product.rows, product.columns, product.inner, product.groups, queue);
 }
 
-template <class T>
+template <class T, bool pointwise = false>
 void conv2d(Conv2dProblem p, Conv2dArgs args, const Queue& queue) {
-  const bool few = sizeof(T) == 2 && p.C <= 4;
+  const bool few = !pointwise && sizeof(T) == 2 && p.C <= 4;
   const int64_t C = few ? 4 : rounded_up<T>(p.group_c()) * p.groups;
   args.x = padded<T>(args.x, p.N * p.H * p.W, p.C, p.N * p.H * p.W, C, queue);
   const int64_t taps = p.K * p.R * p.S;
   args.weight = padded<T>(args.weight, taps, p.group_c(), taps, C / p.groups, queue);
   p.C = C;
-  ForwardProduct<T> product(p, args);
-  if constexpr (sizeof(T) == 2) {
+  ForwardProduct<T, pointwise> product(p, args);
+  if constexpr (!pointwise && sizeof(T) == 2) {
     if (few) return run_product<Medium, 4>(product, 1, queue);
   }
   run<kWide<T>>(product, tile_for(Op::conv2d, p.dtype, product, queue), 1, queue);
 }
 
-template <class T>
+template <class T, bool pointwise = false>
 void conv2d_dgrad(const Conv2dProblem& p, Conv2dDgradArgs args, const Queue& queue) {
   Conv2dProblem wide = p;
   wide.C = rounded_up<T>(p.group_c()) * p.groups, wide.K = rounded_up<T>(p.group_k()) * p.groups;
@@ -63,30 +63,29 @@ void conv2d_dgrad(const Conv2dProblem& p, Conv2dDgradArgs args, const Queue& que
   args.grad = padded<T>(args.grad, positions, p.K, positions, wide.K, queue);
   args.weight = padded<T>(args.weight, p.K * taps, p.group_c(), wide.K * taps, wide.group_c(), queue);
   for_each_residue(p, [&](const ResidueClass& h, const ResidueClass& w) {
-    DgradProduct<T> product(wide, args, h, w, p.C);
+    DgradProduct<T, pointwise> product(wide, args, h, w, p.C);
     run<kWide<T>>(product, tile_for(Op::conv2d_dgrad, p.dtype, product, queue), 1, queue);
   });
 }
 
-template <class T>
+template <class T, bool pointwise = false>
 void conv2d_wgrad(const Conv2dProblem& p, Conv2dWgradArgs args, const Queue& queue) {
   Conv2dProblem wide = p;
-  const bool few = sizeof(T) == 2 && p.C <= 4;
+  const bool few = !pointwise && sizeof(T) == 2 && p.C <= 4;
   wide.C = few ? 4 : rounded_up<T>(p.group_c()) * p.groups;
   const int64_t positions = p.N * p.P * p.Q, pixels = p.N * p.H * p.W, K = rounded_up<T>(p.group_k()) * p.groups;
   args.grad = padded<T>(args.grad, positions, p.K, positions, K, queue);
   args.x = padded<T>(args.x, pixels, p.C, pixels, wide.C, queue);
-  WgradProduct<T> product(wide, args, K);
+  WgradProduct<T, pointwise> product(wide, args, K);
   const TileSize tile = few ? TileSize::small : tile_for(Op::conv2d_wgrad, p.dtype, product, queue);
   const int64_t tile_rows = tile == TileSize::large || tile == TileSize::medium ? 128 : 64;
   const int64_t splits = wgrad_splits(product.tiles_of(tile_rows, tile == TileSize::large ? 128 : 64), product.inner);
   const bool direct = splits == 1 && wide.C == p.C;
   if (!direct) product.parts = queue.scratch<float>(splits * p.K * product.columns);
-  if (few) {
-    run_product<Small, 4>(product, splits, queue);
-  } else {
-    run<kWide<T>, true>(product, tile, splits, queue);
+  if constexpr (!pointwise) {
+    if (few) run_product<Small, 4>(product, splits, queue);
   }
+  if (!few) run<kWide<T>, true>(product, tile, splits, queue);
   if (!direct)
     sum_parts(product.parts, splits, p.K * p.R * p.S, p.group_c(), wide.group_c(), static_cast<T*>(args.dw), queue);
 }

@@ -101,7 +101,52 @@ struct PatchColumns : Patches<T> {
   PYSERVE_DEVICE const T* at(const Tap& tap, const Position& position) const { return Patches<T>::at(position, tap); }
 };
 
-// A dense matrix of which every element exists: right of the forward product, left of the wgrad product.
+// A 1×1 kernel without padding reads one pixel for each position, and each exists: nothing is left to find out in the
+// loop over the sum but the channel.
+template <class T>
+struct Pixels {
+  const T* tensor;  // at the group's first channel
+  const PatchGeometry* g;
+
+  template <class Index>
+  PYSERVE_DEVICE int64_t pixel(Index i) const {
+    if (g->step_h == 1 && g->step_w == 1) return i * g->channels;
+    return Patches<T>{tensor, g}.position(i).offset;
+  }
+  PYSERVE_DEVICE const T* at(int64_t outer, int64_t inner) const { return tensor + outer + inner; }
+  PYSERVE_DEVICE const T* any() const { return tensor; }
+};
+
+// left of the forward product
+template <class T>
+struct PixelRows : Pixels<T> {
+  using Element = T;
+  using Outer = int64_t;
+  using Inner = int64_t;
+  static constexpr bool kInnerContiguous = true;
+  template <class Index>
+  PYSERVE_DEVICE Outer outer(Index i) const {
+    return this->pixel(i);
+  }
+  PYSERVE_DEVICE Inner inner(int64_t channel) const { return channel; }
+};
+
+// right of the wgrad product
+template <class T>
+struct PixelColumns : Pixels<T> {
+  using Element = T;
+  using Outer = int64_t;
+  using Inner = int64_t;
+  static constexpr bool kInnerContiguous = false;
+  PYSERVE_DEVICE Outer outer(int64_t channel) const { return channel; }
+  template <class Index>
+  PYSERVE_DEVICE Inner inner(Index i) const {
+    return this->pixel(i);
+  }
+};
+
+// A dense matrix of which every element exists: right of the forward product, left of the wgrad product, and both of
+// the dgrad product of a 1×1 kernel.
 template <class T, bool inner_contiguous>
 struct Dense {
   using Element = T;

@@ -1,4 +1,5 @@
-// The convolution and its gradients as products: operands (conv2d_operands.h), and what becomes of each sum.
+// The convolution and its gradients as products: operands (conv2d_operands.h), and what becomes of each sum. Pointwise
+// ones are those of 1×1 kernels without padding, whose operands are plain matrices.
 #pragma once
 #include <algorithm>
 
@@ -8,9 +9,9 @@
 
 namespace pyserve {
 
-template <class T>
+template <class T, bool pointwise = false>
 struct ForwardProduct : ProductSizes {
-  using Left = PatchRows<T>;
+  using Left = std::conditional_t<pointwise, PixelRows<T>, PatchRows<T>>;
   using Right = Dense<T, true>;
   Conv2dArgs args;
   PatchGeometry patches;
@@ -54,13 +55,13 @@ struct ForwardProduct : ProductSizes {
 };
 
 // Of one class of rows and columns of x.
-template <class T>
+template <class T, bool pointwise = false>
 struct DgradProduct : ProductSizes {
-  using Left = PatchRows<T>;
-  using Right = WeightColumns<T>;
+  using Left = std::conditional_t<pointwise, Dense<T, true>, PatchRows<T>>;
+  using Right = std::conditional_t<pointwise, Dense<T, false>, WeightColumns<T>>;
   Conv2dDgradArgs args;
   PatchGeometry patches;
-  Right first_group;
+  WeightColumns<T> first_group;
   int64_t W, C, image, row_step, column_step, first_row, first_column;
   bool wide;
 
@@ -86,19 +87,32 @@ struct DgradProduct : ProductSizes {
         wide(columns % kWide<T> == 0 && aligned(args.dx)) {}
 
   PYSERVE_DEVICE Left left(int64_t group) const {
-    return {{static_cast<const T*>(args.grad) + group * patches.tap_channels.value, &patches}};
+    const T* grad = static_cast<const T*>(args.grad) + group * patches.tap_channels.value;
+    if constexpr (pointwise) {
+      return {grad, patches.channels};
+    } else {
+      return {{grad, &patches}};
+    }
   }
   PYSERVE_DEVICE Right right(int64_t group) const {
-    Right right = first_group;
-    right.weight += group * patches.tap_channels.value * right.filter_stride;
-    return right;
+    const T* weight = first_group.weight + group * patches.tap_channels.value * first_group.filter_stride;
+    if constexpr (pointwise) {
+      return {weight, first_group.filter_stride};
+    } else {
+      Right right = first_group;
+      right.weight = weight;
+      return right;
+    }
   }
   template <int32_t count>
   PYSERVE_DEVICE void store(int64_t group, int64_t, int64_t row, int64_t column, Accumulator<T> (&sums)[count]) const {
-    const int64_t line = quotient(row, patches.rows_w), n = quotient(line, patches.rows_h);
-    const int64_t h = first_row + (line - n * patches.rows_h.value) * row_step;
-    const int64_t w = first_column + (row - line * patches.rows_w.value) * column_step;
-    const int64_t start = (n * image + h * W + w) * C + group * columns;
+    int64_t pixel = row;
+    if (row_step > 1 || column_step > 1) {
+      const int64_t line = quotient(row, patches.rows_w), n = quotient(line, patches.rows_h);
+      const int64_t h = first_row + (line - n * patches.rows_h.value) * row_step;
+      pixel = n * image + h * W + first_column + (row - line * patches.rows_w.value) * column_step;
+    }
+    const int64_t start = pixel * C + group * columns;
     write(static_cast<T*>(args.dx), start + column, start + columns, wide, sums);
   }
 };
@@ -115,10 +129,10 @@ void for_each_residue(const Conv2dProblem& p, F&& f) {
 }
 
 // Few results, each a long sum: it is cut into parts, whose sums go to `parts` [splits][K·R·S·C/groups].
-template <class T>
+template <class T, bool pointwise = false>
 struct WgradProduct : ProductSizes {
   using Left = Dense<T, false>;
-  using Right = PatchColumns<T>;
+  using Right = std::conditional_t<pointwise, PixelColumns<T>, PatchColumns<T>>;
   Conv2dWgradArgs args;
   PatchGeometry patches;
   int64_t K, grad_channels;

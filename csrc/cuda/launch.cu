@@ -4,7 +4,6 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include "../launch.h"
 #include "../launch_batch_norm.h"
 #include "kernels.h"
 

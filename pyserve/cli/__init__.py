@@ -1,10 +1,10 @@
 """The command `pyserve`: thin over the client; only `pyserve serve` loads the server, and with it torch.
 
-    server.py      serve, config, health
+    server.py      serve, config, doctor, health
     tokens.py      tokens create · list · revoke
     datasets.py    datasets upload · register · list · show · relabel · delete
     training.py    lr-find, train
-    jobs.py        jobs list · show · watch · cancel · resume · delete · artifacts
+    jobs.py        jobs list · show · watch · cancel · resume · delete · artifacts · tensorboard
     models.py      models list · show, predict
     insight.py     top-losses, confusion-matrix, compare-models, calibration, calibrate, label-issues, duplicates
     network.py     layers, filters, feature-maps, top-patches, evolution, explain

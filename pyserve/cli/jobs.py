@@ -137,6 +137,26 @@ def artifacts(
         print("\n".join(map(str, paths)))
 
 
+@app.command()
+def tensorboard(
+    name: Name,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of event files.")] = Path("runs"),
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the job has ended.")] = False,
+    address: Address = DEFAULT_ADDRESS,
+    as_json: AsJson = False,
+) -> None:
+    """Write a job's log as an event file for TensorBoard.
+
+    Look at it with: tensorboard --logdir runs
+    """
+    with connect(address) as client:
+        path = client.tensorboard(name, output, follow=follow)
+    if as_json:
+        print_json({"file": str(path)})
+    else:
+        print(path)
+
+
 def finish(job: jobs_pb2.Job, as_json: bool) -> None:
     """Print an ended job and exit with 0 where it succeeded, else 1."""
     if as_json:
@@ -145,6 +165,8 @@ def finish(job: jobs_pb2.Job, as_json: bool) -> None:
         show_job(job)
         if job.state == jobs_pb2.INTERRUPTED:
             note(f"It can go on from its last checkpoint: pyserve jobs resume {job.name}")
+        elif job.HasField("train_result"):
+            note(f"All of it on one page: pyserve report {job.name}")
     if job.state != jobs_pb2.SUCCEEDED:
         raise typer.Exit(exits.FAILURE)
 

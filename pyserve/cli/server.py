@@ -1,10 +1,13 @@
-"""`pyserve serve`, `pyserve config` and `pyserve health`."""
+"""`pyserve serve`, `pyserve config`, `pyserve doctor` and `pyserve health`."""
 
 from __future__ import annotations
 
 import os
 import socket
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +26,7 @@ def add_to(parent: typer.Typer) -> None:
     """Add the commands."""
     parent.command()(serve)
     parent.command()(config)
+    parent.command(epilog=EXIT_CODES)(doctor)
     parent.command(epilog=EXIT_CODES)(health)
 
 
@@ -46,11 +50,8 @@ def serve(
     settings = settings_module.load(
         data_dir=data_dir, host=host, port=port, insecure=insecure, log_level=log_level
     )
-    try:
+    with _server_needed():
         from pyserve.server.app import serve as run_server
-    except ModuleNotFoundError as error:
-        needed = f"{error.name} is missing: this is the client alone; `pip install pyserve` brings the server"
-        raise FailedPreconditionError(needed) from None
     run_server(settings, on_ready=lambda address: print(f"pyserve listens on {address}", flush=True))
 
 
@@ -66,6 +67,28 @@ def config(config_file: ConfigFile = None, as_json: AsJson = False) -> None:
     fields = settings_module.Settings.model_fields
     rows = [(name, str(values[name]), origins[name], fields[name].description or "") for name in values]
     print_table(("setting", "value", "from", "meaning"), rows)
+
+
+def doctor(config_file: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Say what this machine has and lacks, and what to do.
+
+    Starts nothing and changes nothing.
+    Exit code 0 where a server can start and do its work, 4 where something is in its way.
+    """
+    name_file(config_file)
+    settings = settings_module.load()
+    with _server_needed():
+        from pyserve.server.doctor import State, examine
+    findings = examine(settings)
+    problems = [f.check for f in findings if f.state is State.PROBLEM]
+    if as_json:
+        print_json({"ready": not problems, "checks": [asdict(f) for f in findings]})
+    else:
+        print_table(
+            ("check", "", "found", "what to do"), [(f.check, f.state.value, f.found, f.advice) for f in findings]
+        )
+    if problems:
+        raise FailedPreconditionError(f"in the server's way: {', '.join(problems)}")
 
 
 def health(
@@ -90,6 +113,16 @@ def health(
     if status != "SERVING" and not alive:
         raise UnavailableError(f"{service or 'the server'} is {status}")
     print(status)
+
+
+@contextmanager
+def _server_needed() -> Iterator[None]:
+    """Tell whoever has the client alone where the server is."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        needed = f"{error.name} is missing: this is the client alone; `pip install pyserve` brings the server"
+        raise FailedPreconditionError(needed) from None
 
 
 def _to_own_server(timeout_s: float) -> Client:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from grpc_health.v1 import health_pb2
 
+from pyserve.client import event_file
 from pyserve.client.backoff import Backoff
 from pyserve.client.calls_base import PAGE_SIZE, WORK_TIMEOUT_S, deadline_after, left_until
 from pyserve.client.insight_calls import InsightCalls
@@ -285,6 +286,25 @@ class Calls(ModelCalls, InsightCalls):
         """Remove a job that has ended, with its log and files. Not tried again: a second try would not find it."""
         request = jobs_pb2.DeleteJobRequest(name=name)
         await self._call(self._stubs.jobs.Delete, request, timeout_s, repeatable=False)
+
+    async def tensorboard(
+        self, name: str, folder: str | Path, *, follow: bool = False, timeout_s: float | None = None
+    ) -> Path:
+        """Write the job's log as an event file below `folder`, for `tensorboard --logdir folder`.
+
+        Args:
+            name: "jobs/{id}".
+            folder: made if missing; the job gets a sub-folder, and its file is written anew by each call.
+            follow: go on writing until the job has ended.
+
+        Returns:
+            The file.
+        """
+        path = Path(folder, name.rpartition("/")[2], "events.out.tfevents.pyserve")
+        request = jobs_pb2.TensorBoardRequest(name=name, follow=follow)
+        stream = self._transport.stream(self._stubs.jobs.TensorBoard, request, timeout_s)
+        await event_file.save(self._transport, stream, path)
+        return path
 
     async def get_artifact(self, job: str, artifact: str, *, timeout_s: float | None = None) -> common_pb2.Figure:
         """A file that the job made, such as ("jobs/{id}", "training_curves.png")."""

@@ -199,6 +199,7 @@ class Client:
     resume_job = _blocking(Calls.resume_job)
     delete_job = _blocking(Calls.delete_job)
     get_artifact = _blocking(Calls.get_artifact)
+    tensorboard = _blocking(Calls.tensorboard)
 
     predict = _blocking(Calls.predict)
     predict_stream = _iterating(Calls.predict_stream)

@@ -173,7 +173,7 @@ def _unpack_zip(path: Path, limits: ArchiveLimits, writer: _Writer) -> None:
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 method = f"method {info.compress_type}"
                 raise DataError(f"archive entry {_shown(info.filename)} is packed by {method}, expected deflate")
-            if info.is_dir():
+            if info.filename.endswith("/"):  # not info.is_dir(), which trips over an empty name
                 writer.folder(info.filename)
             else:
                 with archive.open(info) as content:
@@ -226,6 +226,12 @@ def _damage_told() -> Iterator[None]:
         raise DataError(f"the archive is damaged: {error}") from error
     except (NotImplementedError, UnicodeError, ValueError, struct.error) as error:
         raise DataError(f"the archive cannot be read: {error}") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise DataError(
+            "the archive is damaged: an entry lies before its beginning"
+        ) from error  # zipfile seeks there
 
 
 @contextmanager

@@ -27,6 +27,8 @@ _ROTATION_DEG = 10.0  # either way
 _COLOUR = 0.3  # brightness, contrast, saturation: a factor within 1 ± this
 _PADDING = 1 / 8  # of a shifted picture, on each side: the 4 pixels of 32 that are usual for CIFAR
 
+_TTA_SHIFT = 1 / 16  # of a view for prediction of a picture without a margin: half of what training shifts by
+
 # uint8 [N, 3, presize, presize], size, generator on the CPU → float32 [N, 3, size, size] in 0…1, on that device
 Augmentation = Callable[[torch.Tensor, int, torch.Generator], torch.Tensor]
 
@@ -103,7 +105,8 @@ def evaluation_view(batch: torch.Tensor, image_size: int) -> torch.Tensor:
 def tta_views(batch: torch.Tensor, image_size: int) -> list[torch.Tensor]:
     """Test-time augmentation: the evaluation view, and four that are shifted towards the corners, two mirrored.
 
-    Fixed, so that an answer can be repeated. Pictures without a margin are shifted by an eighth and scaled up.
+    Fixed, so that an answer can be repeated. Pictures without a margin are shifted by a sixteenth, and what
+    comes in is mirrored at the edge: scaled up instead, small ones look like nothing that a network has learnt.
 
     Args:
         batch, image_size: as for `evaluation_view`.
@@ -111,16 +114,14 @@ def tta_views(batch: torch.Tensor, image_size: int) -> list[torch.Tensor]:
     Returns:
         Five times what `evaluation_view` returns.
     """
-    frame = _central(batch, min(batch.shape[-1], round(image_size * _MARGIN)))
-    side = frame.shape[-1]
-    crop = min(image_size, round(side / _MARGIN))
-    far = side - crop
     views = [evaluation_view(batch, image_size)]
+    frame = _to_float(_central(batch, min(batch.shape[-1], round(image_size * _MARGIN))))
+    if frame.shape[-1] - image_size < 2:
+        padding = max(round(image_size * _TTA_SHIFT), 1)
+        frame = functional.pad(frame, (padding,) * 4, mode="reflect")
+    far = frame.shape[-1] - image_size
     for top, left, mirrored in ((0, 0, False), (0, far, True), (far, 0, True), (far, far, False)):
-        view = _to_float(frame[..., top : top + crop, left : left + crop])
-        if crop != image_size:
-            size = (image_size, image_size)
-            view = functional.interpolate(view, size, mode="bilinear", align_corners=False)
+        view = frame[..., top : top + image_size, left : left + image_size]
         views.append(_v2().horizontal_flip(view) if mirrored else view)
     return views
 

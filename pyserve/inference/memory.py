@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from pyserve import kernels
+from pyserve.inference.machine import container_limit_bytes, machine_bytes
 
 _LIBC = ctypes.CDLL(None)
 
@@ -18,8 +19,7 @@ def total_bytes(device: torch.device) -> int:
     """Memory of the device: the GPU's, or the machine's as far as this process may use it."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(machine, _cgroup_limit() or machine)
+    return container_limit_bytes() or machine_bytes()
 
 
 def used_bytes(device: torch.device) -> int:
@@ -38,14 +38,3 @@ def give_back() -> None:
         torch.cuda.empty_cache()
     if hasattr(_LIBC, "malloc_trim"):  # glibc
         _LIBC.malloc_trim(0)
-
-
-def _cgroup_limit() -> int | None:
-    """The container's limit, bytes; None where there is none."""
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(path).read_text().strip()
-        except OSError:
-            continue
-        return int(text) if text.isdigit() else None
-    return None

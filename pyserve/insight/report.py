@@ -134,10 +134,16 @@ h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; border-top: 1px solid var(--lin
 header p, dt { color: var(--muted); }
 nav ol { columns: 16rem; padding-left: 1.2rem; font-size: .95rem; }
 a { color: var(--link); }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: .3rem 1.5rem; margin:
-.5rem 0; } dt { font-size: .85rem; } dd { margin: 0; overflow-wrap: anywhere; } .wide { overflow-x: auto; } table
-{ border-collapse: collapse; font-size: .92rem; margin: .75rem 0; } th, td { text-align: left; padding: .3rem
-.9rem .3rem 0; border-bottom: 1px solid var(--line); } th { font-weight: 600; } figure { margin: 1rem 0;
-background: #fff; border-radius: 4px; } img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
-.problem { color: #D55E00; } @media print { nav { display: none; } section { break-inside: avoid-page; } }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: .3rem 1.5rem;
+  margin: .5rem 0; }
+dt { font-size: .85rem; }
+dd { margin: 0; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .92rem; margin: .75rem 0; }
+th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); }
+th { font-weight: 600; }
+figure { margin: 1rem 0; background: #fff; border-radius: 4px; }
+img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
+.problem { color: #D55E00; }
+@media print { nav { display: none; } section { break-inside: avoid-page; } }
 """

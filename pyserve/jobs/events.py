@@ -38,6 +38,7 @@ class StateChange(Stored):
     kind: Literal["state"] = "state"
     state: JobState
     reason: str = ""
+    report: str = ""  # of a training that made a model: "jobs/{id}/report"
 
 
 class PhaseStarted(Stored):

@@ -10,6 +10,7 @@ from pyserve.jobs.records import job_id
 
 STORE_FILE = "jobs.sqlite3"
 CACHE_FOLDER = names.CACHE_FOLDER
+CHECKPOINTS_FOLDER = "checkpoints"
 WORKER_LOG = "worker.log"
 # a slash that begins a path, the folders, and the last part, which stays
 _ABSOLUTE_PATH = re.compile(r"(?<![\w.:/-])(?:/[^\s/'\":,;()]+)*/(?=[^\s/'\":,;()])")
@@ -18,6 +19,11 @@ _ABSOLUTE_PATH = re.compile(r"(?<![\w.:/-])(?:/[^\s/'\":,;()]+)*/(?=[^\s/'\":,;(
 def job_folder(data_dir: Path, name: str) -> Path:
     """The folder of `jobs/{id}`: `checkpoints/`, `artifacts/` and the worker's log."""
     return data_dir / "jobs" / job_id(name)
+
+
+def checkpoints_folder(data_dir: Path, name: str) -> Path:
+    """The folder of what `jobs/{id}` can go on from."""
+    return job_folder(data_dir, name) / CHECKPOINTS_FOLDER
 
 
 def artifacts_folder(data_dir: Path, name: str) -> Path:

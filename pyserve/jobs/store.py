@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -43,6 +43,7 @@ from pyserve.jobs.records import (
     JobRecord,
     Progress,
     Result,
+    TrainResult,
     job_id,
     kind_of,
     new_job_id,
@@ -167,6 +168,17 @@ class JobStore:
             if not token:
                 return names
 
+    def log(self, name: str) -> Iterator[Event]:
+        """All of a job's events, from the first.
+
+        Raises:
+            InvalidArgumentError, NotFoundError: as `events`.
+        """
+        seq = 1
+        while page := self.events(name, seq):
+            yield from page
+            seq = page[-1].seq + 1
+
     def events(self, name: str, from_seq: int = 1, limit: int = 1000) -> Sequence[Event]:
         """A job's events from a sequence number on (0: from the first), at most `limit`.
 
@@ -226,7 +238,8 @@ class JobStore:
                 "UPDATE jobs SET result = ?, error = ? WHERE number = ?",
                 (_json(result) if result else None, _json(error) if error else None, row["number"]),
             )
-            return _enter(db, row, state, reason)
+            made_model = state is JobState.SUCCEEDED and isinstance(result, TrainResult)
+            return _enter(db, row, state, reason, report=f"{name}/report" if made_model else "")
 
     def claim_next(self) -> JobRecord | None:
         """Make the oldest QUEUED job RUNNING under its next attempt; None where none waits."""
@@ -330,7 +343,9 @@ def _fenced_row(db: sqlite3.Connection, name: str, attempt: int) -> sqlite3.Row:
     return row
 
 
-def _enter(db: sqlite3.Connection, row: sqlite3.Row, state: JobState, reason: str = "") -> JobRecord:
+def _enter(
+    db: sqlite3.Connection, row: sqlite3.Row, state: JobState, reason: str = "", *, report: str = ""
+) -> JobRecord:
     """Change the state, and say so in the log."""
     if row["state"] and state not in _ALLOWED.get(JobState(row["state"]), ()):
         raise AbortedError(f"jobs/{row['id']} is {row['state']} and cannot become {state.value}")
@@ -339,7 +354,7 @@ def _enter(db: sqlite3.Connection, row: sqlite3.Row, state: JobState, reason: st
         "UPDATE jobs SET state = ?, reason = ?, end_time = ? WHERE number = ?",
         (state.value, reason, end_time, row["number"]),
     )
-    _append(db, row, StateChange(state=state, reason=reason))
+    _append(db, row, StateChange(state=state, reason=reason, report=report))
     return _record(db.execute("SELECT * FROM jobs WHERE number = ?", (row["number"],)).fetchone())
 
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from pyserve.kernels import _extension as _extension  # loads the operators; ImportError says how to build them
 from pyserve.kernels.batch_norm import batch_norm_relu
+from pyserve.kernels.calls import Activation
 from pyserve.kernels.fuse import FusedModel, fuse
 from pyserve.kernels.info import KernelInfo, VariantInfo, WorkspaceInfo, info, release_workspace
-from pyserve.kernels.layers import AddReLU, Conv2d, ConvBNReLU
-from pyserve.kernels.ops import Activation, bias_relu, conv2d
+from pyserve.kernels.layers import AddReLU, BatchNorm2d, Conv2d, ConvBNReLU
+from pyserve.kernels.ops import bias_relu, conv2d
 
 __all__ = [
     "Activation",
     "AddReLU",
+    "BatchNorm2d",
     "Conv2d",
     "ConvBNReLU",
     "FusedModel",

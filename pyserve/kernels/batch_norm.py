@@ -1,8 +1,8 @@
-"""BatchNorm with residual and activation in two passes over the output, three over its gradient.
+"""BatchNorm with residual and activation as one operator: Python face, fake (meta) implementation and gradient.
 
-PyTorch makes a pass each for the statistics, the normalisation, the addition and the activation, and as many for
-the gradients; in training a ResNet that is where most of the memory traffic goes. Ours are CUDA kernels; elsewhere
-PyTorch's operators are taken.
+In training, a ResNet spends more memory traffic on BatchNorm and ReLU than on its convolutions: here they are one
+pass over x for the statistics and one that normalises, adds, clamps and writes; backward, one for the sums and one
+for dx.
 """
 
 from __future__ import annotations
@@ -13,161 +13,219 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyserve.errors import InvalidArgumentError
 from pyserve.kernels._extension import CUDA_LOADED, C
-from pyserve.kernels.ops import Activation, _active, _bounds, _call, _checked, _told, output_format
+from pyserve.kernels.calls import (
+    Activation,
+    activated,
+    bounds_of,
+    call,
+    checked,
+    is_active,
+    output_format,
+    register,
+    told,
+)
 
-_register: Any = torch.library  # whose functions have no types
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_DTYPES: dict[str, tuple[torch.dtype, ...]] = {"cpu": (torch.float32, torch.bfloat16, torch.float64)}
+if CUDA_LOADED:
+    _DTYPES["cuda"] = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def batch_norm_relu(
     x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None = None,
-    *,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
     activation: Activation = "relu",
 ) -> Tensor:
     """`activation(torch.nn.functional.batch_norm(x, …) + residual)`.
 
     Args:
-        x: [N, C, ...] of two or more dimensions.
-        weight, bias: [C].
-        residual: the sizes of x.
-        running_mean, running_var: [C]; in training they are updated in place, else they are the statistics.
-        training: take the statistics of x, as is also done without running ones.
-        momentum: of the new statistics in the running ones.
-        eps: added to the variance.
+        x: [N, C, H, W] or [N, C]; any layout, channels-last is the quickest.
+        running_mean, running_var: [C]; updated in training as PyTorch does, with the unbiased variance.
+        weight, bias: [C], or None for ones and zeros.
+        training: normalise with the statistics of this batch, and remember them.
+        momentum: the share of this batch in the running statistics.
+        residual: added before the activation; the sizes of x.
         activation: "none", "relu" or "relu6". NaN stays NaN.
 
     Returns:
-        The sizes and the memory format of x.
+        The sizes and the memory format of x. What our kernels do not have (devices, element types, three or five
+        dimensions) is done by PyTorch's operators, and counted.
 
     Raises:
         InvalidArgumentError: with the sentence that names the argument, what it is and what was expected.
+        ValueError: training with one value per channel.
     """
-    lo, hi = _bounds("batch_norm_relu", activation)
-    training = training or running_mean is None or running_var is None
-    if training and x.dim() >= 2 and x.numel() <= x.shape[1]:
-        sizes = list(x.shape)
-        raise InvalidArgumentError.field("batch_norm_relu.x", sizes, "more than one value per channel in training")
-    if not _has_kernel(x):
+    lo, hi = bounds_of("batch_norm_relu", activation)
+    of_batch = training or running_mean is None or running_var is None
+    if of_batch and x.numel() <= x.shape[1]:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
+    if not _is_ours(x, weight, bias, running_mean):
+        if not torch.compiler.is_compiling():
+            told_type = str(x.dtype).removeprefix("torch.")
+            C.count_fallback("batch_norm_relu", f"{x.dim()} dimensions of {told_type} on {x.device.type}")
         y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-        return _activated(y if residual is None else y + residual, lo, hi)
-    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
-    mean = inv_std = None
-    if not training and running_mean is not None and running_var is not None:
-        mean, inv_std = running_mean.to(wide), (running_var.to(wide) + eps).rsqrt()
-    arguments = (x, weight.to(wide), bias.to(wide), residual, mean, inv_std, eps, lo, hi)
-    result: tuple[Tensor, Tensor, Tensor] = _call(torch.ops.pyserve.batch_norm_relu, *arguments)
-    batch_mean, batch_inv_std = result[1:]
-    if mean is None and running_mean is not None and running_var is not None:
-        _update(running_mean, running_var, batch_mean, batch_inv_std, x.numel() // x.shape[1], momentum, eps)
-    return result[0]
+        return activated(y if residual is None else y + residual, activation)
+    statistics = (None, None) if of_batch else (running_mean, running_var)
+    y, mean, var = call(
+        torch.ops.pyserve.batch_norm_relu, x, weight, bias, residual, *statistics, float(eps), lo, hi
+    )
+    if training and running_mean is not None and running_var is not None:
+        count = x.numel() // x.shape[1]
+        with torch.no_grad():
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
+    result: Tensor = y
+    return result
 
 
-def _has_kernel(x: Tensor) -> bool:
-    """Whether our kernels take x; where not, on a GPU that we are loaded for, it is counted."""
-    if not (CUDA_LOADED and x.is_cuda):
+def _is_ours(x: Tensor, *of_channels: Tensor | None) -> bool:
+    if x.dim() not in (2, 4) or x.dtype not in _DTYPES.get(x.device.type, ()):
         return False
-    if x.dtype in _DTYPES and x.dim() in (2, 4) and x.numel() > 0:
-        return torch.compiler.is_compiling() or torch.cuda.get_device_capability(x.device) >= (8, 0)
-    if not torch.compiler.is_compiling():
-        C.count_fallback(
-            "batch_norm_relu", f"{x.dim()} dimensions of {str(x.dtype).removeprefix('torch.')} on cuda"
-        )
-    return False
-
-
-def _activated(y: Tensor, lo: float, hi: float) -> Tensor:
-    if (lo, hi) == (0.0, float("inf")):
-        return F.relu(y)
-    return y.clamp(lo, hi) if _active(lo, hi) else y
-
-
-@torch.no_grad()
-def _update(
-    running_mean: Tensor,
-    running_var: Tensor,
-    mean: Tensor,
-    inv_std: Tensor,
-    count: int,
-    momentum: float,
-    eps: float,
-) -> None:
-    """Running statistics as PyTorch keeps them: the variance corrected for the sample's size."""
-    variance = (inv_std.square().reciprocal() - eps) * (count / (count - 1))
-    running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-    running_var.lerp_(variance.to(running_var.dtype), momentum)
-
-
-# ------------------------------------------------------------ the operators
+    # A graph is compiled for the GPU that it is compiled on.
+    if x.is_cuda and not torch.compiler.is_compiling() and torch.cuda.get_device_capability(x.device) < (8, 0):
+        return False
+    parameters = torch.float64 if x.dtype is torch.float64 else torch.float32
+    return all(tensor is None or tensor.dtype is parameters for tensor in of_channels)
 
 
 def _fake(
     x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
     residual: Tensor | None,
     mean: Tensor | None,
-    inv_std: Tensor | None,
+    var: Tensor | None,
     eps: float,
     lo: float,
     hi: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    tensors = (x, weight, bias, residual, mean, inv_std)
+    tensors = (x, weight, bias, residual, mean, var)
     if all(type(size) is int for tensor in tensors if tensor is not None for size in tensor.shape):
-        _checked(C.check_batch_norm_relu, *(_told(tensor) for tensor in tensors), lo, hi)
+        checked(C.check_batch_norm_relu, *(told(tensor) for tensor in tensors), eps, lo, hi)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=output_format(x))
-    sizes = [x.shape[1] if mean is None else 0]
-    return y, weight.new_empty(sizes), weight.new_empty(sizes)
+    return y, _statistics_like(x, mean is None), _statistics_like(x, mean is None)
+
+
+def _statistics_like(x: Tensor, wanted: bool) -> Tensor:
+    return x.new_empty(
+        [x.shape[1] if wanted else 0], dtype=torch.float64 if x.dtype is torch.float64 else torch.float32
+    )
+
+
+register.register_fake("pyserve::batch_norm_relu", _fake)
 
 
 def _backward_fake(
     grad: Tensor,
     y: Tensor | None,
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
     mean: Tensor,
-    inv_std: Tensor,
+    var: Tensor,
     training: bool,
+    eps: float,
     lo: float,
     hi: float,
-    residual_wanted: bool,
+    wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=output_format(x))
-    dresidual = torch.empty_like(dx) if residual_wanted else x.new_empty([0])
-    return dx, torch.empty_like(weight), torch.empty_like(weight), dresidual
+    def like_x(asked: bool) -> Tensor:
+        if not asked:
+            return x.new_empty([0])
+        return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=output_format(x))
+
+    of_channels = (_statistics_like(x, wanted[1]), _statistics_like(x, wanted[2]))
+    return like_x(wanted[0]), *of_channels, like_x(wanted[3])
 
 
-_register.register_fake("pyserve::batch_norm_relu", _fake)
-_register.register_fake("pyserve::batch_norm_relu_backward", _backward_fake)
+register.register_fake("pyserve::batch_norm_relu_backward", _backward_fake)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, _, residual, mean, inv_std, _, ctx.lo, ctx.hi = inputs
-    ctx.training, ctx.has_residual = mean is None, residual is not None
-    y, batch_mean, batch_inv_std = output
-    statistics = (batch_mean, batch_inv_std) if ctx.training else (mean, inv_std)
-    ctx.save_for_backward(x, weight, *statistics, y if _active(ctx.lo, ctx.hi) else None)
+    x, weight, bias, residual, mean, var, ctx.eps, ctx.lo, ctx.hi = inputs
+    y, batch_mean, batch_var = output
+    ctx.mark_non_differentiable(batch_mean, batch_var)
+    ctx.set_materialize_grads(False)
+    ctx.training = mean is None
+    statistics = (batch_mean, batch_var) if mean is None else (mean, var)
+    needs_y = residual is not None and is_active(ctx.lo, ctx.hi)
+    ctx.save_for_backward(x, weight, bias, *statistics, y if needs_y else None)
+    ctx.has = (weight is not None, bias is not None, residual is not None)
 
 
-def _gradient(ctx: Any, grad: Tensor, _mean: Tensor, _inv_std: Tensor) -> tuple[Any, ...]:
-    x, weight, mean, inv_std, y = ctx.saved_tensors
-    wants_residual = ctx.has_residual and ctx.needs_input_grad[3]
-    active = _active(ctx.lo, ctx.hi)
-    arguments = (ctx.training, ctx.lo, ctx.hi, wants_residual and active)
-    got = torch.ops.pyserve.batch_norm_relu_backward(grad, y, x, weight, mean, inv_std, *arguments)
-    dx, dweight, dbias, dresidual = got
-    if not active:
-        dresidual = grad
-    return dx, dweight, dbias, dresidual if wants_residual else None, None, None, None, None, None
+def _gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 9
+    x, weight, bias, mean, var, y = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    has_weight, has_bias, has_residual = ctx.has
+    active = is_active(ctx.lo, ctx.hi)
+    needs_residual = needs[3] and has_residual
+    wanted = [needs[0], needs[1] and has_weight, needs[2] and has_bias, needs_residual and active]
+    got = torch.ops.pyserve.batch_norm_relu_backward(
+        grad, y, x, weight, bias, mean, var, ctx.training, ctx.eps, ctx.lo, ctx.hi, wanted
+    )
+    gradients = [tensor if asked else None for tensor, asked in zip(got, wanted, strict=True)]
+    if needs_residual and not active:
+        gradients[3] = grad
+    return (*gradients, None, None, None, None, None)
 
 
-_register.register_autograd("pyserve::batch_norm_relu", _gradient, setup_context=_setup)
+register.register_autograd("pyserve::batch_norm_relu", _gradient, setup_context=_setup)
+
+
+# ------------------------------------------------------------ the gradient of the gradient
+
+
+def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grad, y, x, weight, bias, mean, var, ctx.training, ctx.eps, ctx.lo, ctx.hi, ctx.wanted = inputs
+    ctx.save_for_backward(grad, y, x, weight, bias, mean, var)
+
+
+def _double_gradient(ctx: Any, *gg: Tensor) -> tuple[Any, ...]:
+    """By PyTorch's operators: nothing here is in a hurry."""
+    grad, y, x, weight, bias, mean, var = ctx.saved_tensors
+    with torch.enable_grad():
+        leaves = [t if t is None else t.detach().requires_grad_() for t in (grad, x, weight)]
+        outputs = _plain_backward(leaves[0], y, leaves[1], leaves[2], bias, mean, var, ctx)
+        pairs = [(o, g) for o, g, asked in zip(outputs, gg, ctx.wanted, strict=True) if asked]
+        wanted = [t for t in leaves if t is not None]
+        found = torch.autograd.grad(
+            [o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True, create_graph=False
+        )
+    by_leaf = dict(zip(map(id, wanted), found, strict=True))
+    d_grad, d_x, d_weight = (None if t is None else by_leaf[id(t)] for t in leaves)
+    return d_grad, None, d_x, d_weight, *(None,) * 8
+
+
+def _plain_backward(
+    grad: Any, y: Any, x: Any, weight: Any, bias: Any, mean: Tensor, var: Tensor, ctx: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the backward operator computes, differentiable."""
+    shape = [1, -1, *[1] * (x.dim() - 2)]
+    dims = [d for d in range(x.dim()) if d != 1]
+    count = x.numel() // x.shape[1]
+    if ctx.training:
+        mean, var = x.mean(dims), x.var(dims, correction=0)
+    scale = torch.ones_like(mean) if weight is None else weight
+    inverse = (var + ctx.eps).rsqrt()
+    normal = (x - mean.view(shape)) * inverse.view(shape)
+    if y is None:
+        y = normal * scale.view(shape) + (0 if bias is None else bias.view(shape))
+    g = grad.masked_fill((y <= ctx.lo) | (y >= ctx.hi), 0)
+    d_weight, d_bias = (g * normal).sum(dims), g.sum(dims)
+    through = g
+    if ctx.training:
+        through = g - (d_bias.view(shape) + normal * d_weight.view(shape)) / count
+    return through * (scale * inverse).view(shape), d_weight, d_bias, g
+
+
+register.register_autograd("pyserve::batch_norm_relu_backward", _double_gradient, setup_context=_backward_setup)

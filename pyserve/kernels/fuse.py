@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from pyserve.errors import InvalidArgumentError
 from pyserve.kernels.chain import Chain, can_chain, chain_up
-from pyserve.kernels.layers import AddReLU, Conv2d, FoldedConv2d
+from pyserve.kernels.layers import AddReLU, BatchNorm2d, Conv2d, FoldedConv2d
 from pyserve.kernels.plan import CannotPlanError
 from pyserve.kernels.rewrite import AUGMENTED, Rewriter
 
@@ -25,10 +25,11 @@ from pyserve.kernels.rewrite import AUGMENTED, Rewriter
 def fuse(model: nn.Module, *, inference: bool) -> FusedModel:
     """The model on our operators, with the same outputs and state-dict keys.
 
-    Training form (`inference=False`): every `nn.Conv2d` runs on our convolution; ReLU and ReLU6, with the residual
-    addition before them if there is one, become one pass, or the convolution's epilogue where no BatchNorm stands
-    between. Parameters and buffers are the model's own objects: an optimiser made for one trains the other, and
-    moving one to another device or dtype spoils the other (move first, or go on with the fused one only).
+    Training form (`inference=False`): every `nn.Conv2d` and `nn.BatchNorm2d` runs on our operators; ReLU and
+    ReLU6, with the residual addition before them if there is one, become part of the BatchNorm or convolution
+    before, or one pass of their own. Parameters and buffers are the model's own objects: an optimiser made for one
+    trains the other, and moving one to another device or dtype spoils the other (move first, or go on with the
+    fused one only).
 
     Inference form: BatchNorms that follow a convolution are folded into it, and residual addition and activation
     happen in the convolution's epilogue. On the CPU, layers that nobody watches (hooks, autograd, autocast,
@@ -187,7 +188,7 @@ class _Tracer(fx.Tracer):
     """Looks into the modules that hold something to fuse, and takes all others as they are."""
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        ours = isinstance(module, Conv2d | AddReLU)
+        ours = isinstance(module, Conv2d | BatchNorm2d | AddReLU)
         return ours or super().is_leaf_module(module, qualified_name) or not _holds_fusable(module)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:

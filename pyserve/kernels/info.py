@@ -40,6 +40,7 @@ class KernelInfo:
     isa_in_use: str  # isa_found, capped by the environment variable PYSERVE_CPU_ISA
     cuda_loaded: bool
     variants: tuple[VariantInfo, ...]  # best first within an operator
+    chain_calls: int  # parts of networks run as one call, for prediction
     workspace: WorkspaceInfo
     fallbacks: dict[str, int]  # what our kernels do not cover and ATen did: "conv2d: float16 on cpu" → calls
 
@@ -59,6 +60,7 @@ def info() -> KernelInfo:
         isa_in_use=C.isa_in_use(),
         cuda_loaded=CUDA_LOADED,
         variants=tuple(_variant(row, usable) for row in C.variants()),
+        chain_calls=C.chain_calls(),
         workspace=WorkspaceInfo(*C.workspace()),
         fallbacks=C.fallbacks(),
     )

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyserve.errors import InvalidArgumentError
-from pyserve.kernels.ops import BOUNDS, Activation, bias_relu, conv2d
+from pyserve.kernels.batch_norm import batch_norm_relu
+from pyserve.kernels.calls import BOUNDS, Activation, activated
+from pyserve.kernels.ops import bias_relu, conv2d
 
 
 class Conv2d(nn.Conv2d):
@@ -40,7 +42,7 @@ class Conv2d(nn.Conv2d):
         if residual is None or self._fits(x, padding, residual):
             return conv2d(x, weight, bias, *numbers, residual=residual, activation=activation)
         y = conv2d(x, weight, bias, *numbers) + residual
-        return clamp(y, activation)
+        return activated(y, activation)
 
     def _fits(self, x: Tensor, padding: str | list[int], residual: Tensor) -> bool:
         """Whether the residual has the output's sizes and type, so that the epilogue can add it."""
@@ -97,6 +99,45 @@ class FoldedConv2d(Conv2d):
         return self._convolve(x, self.folded_weight, self.folded_bias, residual, activation)
 
 
+class BatchNorm2d(nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` on `pyserve.kernels.batch_norm_relu`: same arguments, state and numbers.
+
+    Takes, beside x [N, C, H, W], what the same pass can do as well: a residual to add and an activation.
+    """
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, activation: Activation = "none") -> Tensor:
+        """`activation(norm(x) + residual)`, the sizes of x; the residual may be any tensor that broadcasts."""
+        self._check_input_dim(x)
+        fits = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
+        training = self.training or self.running_mean is None
+        remembers = self.training and self.track_running_stats
+        y = batch_norm_relu(
+            x,
+            None if self.training and not remembers else self.running_mean,
+            None if self.training and not remembers else self.running_var,
+            self.weight,
+            self.bias,
+            training,
+            self._next_momentum() if remembers else 0.0,
+            self.eps,
+            residual=residual if fits else None,
+            activation=activation if fits else "none",
+        )
+        return y if fits or residual is None else activated(y + residual, activation)
+
+    @staticmethod
+    def adopt(module: nn.BatchNorm2d) -> None:
+        """Make a plain `torch.nn.BatchNorm2d` one of ours where it stands; parameters, state, mode, hooks stay."""
+        module.__class__ = BatchNorm2d
+
+    def _next_momentum(self) -> float:
+        """Counts the batch; its share in the running statistics: without a momentum all batches count alike."""
+        if self.num_batches_tracked is None:
+            return self.momentum or 0.0
+        self.num_batches_tracked.add_(1)
+        return 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+
+
 class AddReLU(nn.Module):
     """`relu(x + residual)`, or `relu(x)`, in one pass; with "relu6" clamped at 6.
 
@@ -115,7 +156,7 @@ class AddReLU(nn.Module):
         if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
             x, residual = x + residual, None
         if x.dim() < 2 or not x.is_floating_point():
-            return clamp(x if residual is None else x + residual, self.activation)
+            return activated(x if residual is None else x + residual, self.activation)
         return bias_relu(x, None, residual, activation=self.activation)
 
     def extra_repr(self) -> str:
@@ -156,10 +197,3 @@ class ConvBNReLU(nn.Module):
         """`activation(norm(conv(x)) + residual)`, [N, K, P, Q]."""
         y: Tensor = self.act(self.norm(self.conv(x)), residual)
         return y
-
-
-def clamp(x: Tensor, activation: Activation) -> Tensor:
-    """The activation by PyTorch's own operators."""
-    if activation == "none":
-        return x
-    return F.relu6(x) if activation == "relu6" else F.relu(x)

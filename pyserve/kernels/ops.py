@@ -6,30 +6,30 @@ the fakes (through `_C`) and therefore the wrappers share.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pyserve.errors import InvalidArgumentError
-from pyserve.kernels._extension import C, logger
+from pyserve.kernels._extension import C
+from pyserve.kernels.calls import (
+    Activation,
+    Size2,
+    bounds_of,
+    call,
+    checked,
+    is_active,
+    output_format,
+    pair,
+    register,
+    told,
+)
 
-Activation = Literal["none", "relu", "relu6"]
-Size2 = int | tuple[int, int] | list[int]
-
-_register: Any = torch.library  # whose functions have no types
 _cudnn: Any = torch.backends.cudnn
-
-BOUNDS: dict[str, tuple[float, float]] = {
-    "none": (-math.inf, math.inf),
-    "relu": (0.0, math.inf),
-    "relu6": (0.0, 6.0),
-}
-
 
 # ------------------------------------------------------------ conv2d
 
@@ -62,17 +62,17 @@ def conv2d(
     Raises:
         InvalidArgumentError: with the sentence that names the argument, what it is and what was expected.
     """
-    lo, hi = _bounds("conv2d", activation)
-    stride, dilation = _pair(stride), _pair(dilation)
+    lo, hi = bounds_of("conv2d", activation)
+    stride, dilation = pair(stride), pair(dilation)
     if x.dim() == 3:
         x4, residual4 = x.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
         y = conv2d(x4, weight, bias, stride, padding, dilation, groups, residual=residual4, activation=activation)
         return y.squeeze(0)
     if isinstance(padding, str):
         x, padding = _named_padding(x, weight, stride, padding, dilation)
-    numbers = (stride, _pair(padding), dilation, groups)
+    numbers = (stride, pair(padding), dilation, groups)
     tf32 = x.is_cuda and x.dtype is torch.float32 and _tf32_allowed()
-    result: Tensor = _call(torch.ops.pyserve.conv2d, x, weight, bias, residual, *numbers, lo, hi, tf32)
+    result: Tensor = call(torch.ops.pyserve.conv2d, x, weight, bias, residual, *numbers, lo, hi, tf32)
     return result
 
 
@@ -119,7 +119,7 @@ def _conv2d_fake(
     return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=output_format(x))
 
 
-_register.register_fake("pyserve::conv2d", _conv2d_fake)
+register.register_fake("pyserve::conv2d", _conv2d_fake)
 
 
 def _conv2d_sizes(
@@ -137,8 +137,8 @@ def _conv2d_sizes(
     """The output's sizes, checked by our rules; by PyTorch's where a size is symbolic, and by ours at run time."""
     tensors = (x, weight, bias, residual)
     if all(type(size) is int for tensor in tensors if tensor is not None for size in tensor.shape):
-        told = [_told(tensor) for tensor in tensors]
-        sizes: list[int] = _checked(C.check_conv2d, *told, stride, padding, dilation, groups, lo, hi)
+        all_told = [told(tensor) for tensor in tensors]
+        sizes: list[int] = checked(C.check_conv2d, *all_told, stride, padding, dilation, groups, lo, hi)
         return sizes
     y = torch.ops.aten.convolution(x, weight, bias, stride, padding, dilation, False, [0, 0], groups)
     return list(y.shape)
@@ -171,19 +171,19 @@ def _conv2d_backward_fake(
     )
 
 
-_register.register_fake("pyserve::conv2d_backward", _conv2d_backward_fake)
+register.register_fake("pyserve::conv2d_backward", _conv2d_backward_fake)
 
 
 def _conv2d_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, bias, residual, *ctx.sizes, ctx.lo, ctx.hi, ctx.tf32 = inputs
-    ctx.save_for_backward(x, weight, output if _active(ctx.lo, ctx.hi) else None)
+    ctx.save_for_backward(x, weight, output if is_active(ctx.lo, ctx.hi) else None)
     ctx.has = (bias is not None, residual is not None)
 
 
 def _conv2d_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, weight, y = ctx.saved_tensors
     needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
-    active = _active(ctx.lo, ctx.hi)
+    active = is_active(ctx.lo, ctx.hi)
     wanted = [needs_x, needs_weight, needs_bias and ctx.has[0], needs_residual and ctx.has[1] and active]
     got = torch.ops.pyserve.conv2d_backward(grad, y, x, weight, *ctx.sizes, ctx.lo, ctx.hi, wanted, ctx.tf32)
     gradients = [tensor if asked else None for tensor, asked in zip(got, wanted, strict=True)]
@@ -192,7 +192,7 @@ def _conv2d_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return (*gradients, None, None, None, None, None, None, None)
 
 
-_register.register_autograd("pyserve::conv2d", _conv2d_gradient, setup_context=_conv2d_setup)
+register.register_autograd("pyserve::conv2d", _conv2d_gradient, setup_context=_conv2d_setup)
 
 
 def _conv2d_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -230,7 +230,7 @@ def _conv2d_double_gradient(
     return (d_grad, None, d_x, d_weight, None, None, None, None, None, None, None, None)
 
 
-_register.register_autograd(
+register.register_autograd(
     "pyserve::conv2d_backward", _conv2d_double_gradient, setup_context=_conv2d_backward_setup
 )
 
@@ -255,19 +255,19 @@ def bias_relu(
     Raises:
         InvalidArgumentError: with the sentence that names the argument, what it is and what was expected.
     """
-    lo, hi = _bounds("bias_relu", activation)
-    result: Tensor = _call(torch.ops.pyserve.bias_relu, x, bias, residual, lo, hi)
+    lo, hi = bounds_of("bias_relu", activation)
+    result: Tensor = call(torch.ops.pyserve.bias_relu, x, bias, residual, lo, hi)
     return result
 
 
 def _bias_relu_fake(x: Tensor, bias: Tensor | None, residual: Tensor | None, lo: float, hi: float) -> Tensor:
     tensors = (x, bias, residual)
     if all(type(size) is int for tensor in tensors if tensor is not None for size in tensor.shape):
-        _checked(C.check_bias_relu, *(_told(tensor) for tensor in tensors), lo, hi)
+        checked(C.check_bias_relu, *(told(tensor) for tensor in tensors), lo, hi)
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=output_format(x))
 
 
-_register.register_fake("pyserve::bias_relu", _bias_relu_fake)
+register.register_fake("pyserve::bias_relu", _bias_relu_fake)
 
 
 def _bias_relu_backward_fake(
@@ -278,12 +278,12 @@ def _bias_relu_backward_fake(
     return dx, grad.new_empty([grad.shape[1]] if bias_wanted else [0])
 
 
-_register.register_fake("pyserve::bias_relu_backward", _bias_relu_backward_fake)
+register.register_fake("pyserve::bias_relu_backward", _bias_relu_backward_fake)
 
 
 def _bias_relu_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, bias, residual, ctx.lo, ctx.hi = inputs
-    ctx.save_for_backward(output if _active(ctx.lo, ctx.hi) else None)
+    ctx.save_for_backward(output if is_active(ctx.lo, ctx.hi) else None)
     ctx.has = (bias is not None, residual is not None)
 
 
@@ -301,7 +301,7 @@ def _bias_relu_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     )
 
 
-_register.register_autograd("pyserve::bias_relu", _bias_relu_gradient, setup_context=_bias_relu_setup)
+register.register_autograd("pyserve::bias_relu", _bias_relu_gradient, setup_context=_bias_relu_setup)
 
 
 def _bias_relu_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -317,7 +317,7 @@ def _bias_relu_double_gradient(ctx: Any, gg_x: Tensor, gg_bias: Tensor) -> tuple
     return torch.ops.pyserve.bias_relu_backward(total, y, ctx.lo, ctx.hi, False)[0], None, None, None, None
 
 
-_register.register_autograd(
+register.register_autograd(
     "pyserve::bias_relu_backward", _bias_relu_double_gradient, setup_context=_bias_relu_backward_setup
 )
 
@@ -341,75 +341,6 @@ def _conv2d_autocast(device: str) -> Callable[..., Tensor]:
 
 
 _HALVES = (torch.float16, torch.bfloat16)
-_library = _register.Library("pyserve", "IMPL")  # keeps the registrations alive
+_library = register.Library("pyserve", "IMPL")  # keeps the registrations alive
 _library.impl("conv2d", _conv2d_autocast("cpu"), "AutocastCPU")
 _library.impl("conv2d", _conv2d_autocast("cuda"), "AutocastCUDA")
-
-
-# ------------------------------------------------------------ helpers
-
-
-def output_format(x: Tensor) -> torch.memory_format:
-    """The memory format that an output takes from x: channels-last where x's strides are ordered so.
-
-    PyTorch's own rule, views and slices included; the same as `is_channels_last` in `csrc/tensors.h`.
-    """
-    if x.dim() != 4 or x.stride(1) == 0:
-        return torch.contiguous_format
-    least: Any = 0
-    for d in (1, 3, 2, 0):
-        size, stride = x.shape[d], x.stride(d)
-        if size == 0 or stride < least or (d == 0 and least == x.stride(1)):
-            return torch.contiguous_format
-        least = stride * size if size > 1 else stride
-    return torch.channels_last
-
-
-def _active(lo: float, hi: float) -> bool:
-    return lo > -math.inf or hi < math.inf
-
-
-def _pair(value: Size2) -> list[int]:
-    """(height, width) of what may be one number for both."""
-    if isinstance(value, int):
-        return [value, value]
-    return list(value) * 2 if len(value) == 1 else list(value)
-
-
-def _bounds(op: str, activation: str) -> tuple[float, float]:
-    if activation not in BOUNDS:
-        raise InvalidArgumentError.field(f"{op}.activation", activation, "one of " + ", ".join(BOUNDS))
-    return BOUNDS[activation]
-
-
-def _told(tensor: Tensor | None) -> tuple[list[int], str, str] | None:
-    """A tensor as `_C` wants to be told of it."""
-    if tensor is None:
-        return None
-    return list(tensor.shape), str(tensor.dtype).removeprefix("torch."), str(tensor.device)
-
-
-_T = TypeVar("_T")
-
-
-def _checked(check: Any, *args: Any) -> Any:
-    try:
-        return check(*args)
-    except C.InvalidArgument as error:
-        raise InvalidArgumentError(str(error)) from None
-
-
-def _call(op: Any, *args: Any) -> Any:
-    """Call an operator; tell what it refuses as InvalidArgumentError, and new choices to the log."""
-    if torch.compiler.is_compiling():
-        return op(*args)
-    try:
-        y = op(*args)
-    except (RuntimeError, C.InvalidArgument) as error:  # the latter from torch 2.14 on
-        if str(error).startswith(("conv2d: ", "bias_relu: ", "batch_norm_relu: ")):
-            raise InvalidArgumentError(str(error)) from None
-        raise
-    if logger.isEnabledFor(logging.DEBUG):
-        for choice in C.take_new_choices():
-            logger.debug("%s", choice)
-    return y

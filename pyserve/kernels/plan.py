@@ -10,19 +10,24 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from pyserve.kernels._extension import C
-from pyserve.kernels.ops import BOUNDS
+from pyserve.kernels.calls import BOUNDS
 from pyserve.kernels.steps import Pair, Step, Steps
 
 _ALIGNMENT = 64
 _PLACES = ("input", "output", "workspace")  # csrc/chain.h: Place
 _KINDS = ("conv2d", "max_pool2d", "average_pool2d", "linear", "bias_relu", "flatten")  # csrc/chain.h: StepKind
 _DTYPES = (torch.float32, torch.bfloat16)  # csrc/conv2d.h: DType
+
+
+_NO_POOL = (0, 0, 0)
+_Program = tuple[int, list[int], list[int]]
 
 
 class CannotPlanError(Exception):
@@ -87,16 +92,21 @@ class _Planner:
         self.packed = packed
         self.dtype = inputs[0].dtype
         self.constants: list[Tensor] = []
-        self.values = [self._input(x, i) for i, x in enumerate(inputs)]
+        self.values = {i: self._input(x, i) for i, x in enumerate(inputs)}
+        self.merged: set[int] = set()  # steps that the one before them does as well
 
     def plan(self) -> Plan:
-        program = [self._step(i, step) for i, step in enumerate(self.steps)]
+        program = [self._step(i, step) for i, step in enumerate(self.steps) if i not in self.merged]
         for i, number in enumerate(self.outputs):
             self.values[number].place, self.values[number].at = "output", i
-        size_bytes = place_values(self.values, self.dtype.itemsize)
+        size_bytes = place_values(list(self.values.values()), self.dtype.itemsize)
+        position = {number: i for i, number in enumerate(self.values)} | {-1: -1}
         header = [_DTYPES.index(self.dtype), size_bytes, len(self.values), len(program)]
-        values = [[_PLACES.index(v.place), v.at, v.dims, *v.sizes] for v in self.values]
-        steps = [[kind, len(words), *words] for kind, words in program]
+        values = [[_PLACES.index(v.place), v.at, v.dims, *v.sizes] for v in self.values.values()]
+        steps = [
+            [kind, len(operands) + len(words), *(position[number] for number in operands), *words]
+            for kind, operands, words in program
+        ]
         words = [*header, *(word for part in values + steps for word in part)]
         return Plan(torch.tensor(words, dtype=torch.int64), self.constants, size_bytes)
 
@@ -108,19 +118,33 @@ class _Planner:
         n, c, h, w = (*x.shape, 1, 1)[:4]
         return Value((n, h, w, c), x.dim(), "input", number)
 
-    def _step(self, i: int, step: Step) -> tuple[int, list[int]]:
-        """A step's kind and words; its value is added."""
+    def _step(self, i: int, step: Step) -> _Program:
+        """A step's kind, the numbers of its values, and its other words; what it makes is a value from now on."""
         x = self.values[step.x]
+        make: Callable[[int, Step, Value], tuple[Value, list[int]]] = getattr(self, f"_{step.kind}")
+        y, words = make(i, step, x)
+        if min(y.sizes) < 1:
+            raise CannotPlanError
+        operands = [step.x, self.steps[i + 1].y if i + 1 in self.merged else step.y]
+        if step.kind in ("conv2d", "bias_relu"):
+            operands.append(step.residual)
+            if step.residual >= 0 and self.values[step.residual].sizes != y.sizes:
+                raise CannotPlanError
         for number in (step.x, step.residual):
             if number >= 0:
                 self.values[number].last = i
-        make: Callable[[int, Step, Value], tuple[Value, list[int]]] = getattr(self, f"_{step.kind}")
-        y, words = make(i, step, x)
-        if min(y.sizes) < 1 or (step.residual >= 0 and self.values[step.residual].sizes != y.sizes):
-            raise CannotPlanError
         y.first = y.last = i
-        self.values.append(y)
-        return _KINDS.index(step.kind), [step.x, step.y, *words]
+        self.values[operands[1]] = y
+        return _KINDS.index(step.kind), operands, words
+
+    def _next(self, i: int, kind: str) -> Step | None:
+        """The step after i, if it is of this kind, and the only one that wants what step i makes."""
+        following = self.steps[i + 1] if i + 1 < len(self.steps) else None
+        if following is None or following.kind != kind or following.residual >= 0:
+            return None
+        y = self.steps[i].y
+        readers = sum((step.x == y) + (step.residual == y) for step in self.steps)
+        return following if following.x == y and readers == 1 and y not in self.outputs else None
 
     # -------------------------------------------------------- layers
 
@@ -140,9 +164,10 @@ class _Planner:
         if p < 1 or q < 1:
             raise CannotPlanError
         numbers = (list(stride), list(padding), list(dilation), conv.groups)
-        variant, packed = self._packed_weight(i, weight, [n, c, h, w], numbers)
+        variant, packed, pool = self._kernel(i, weight, [n, c, h, w], numbers)
+        if pool[0]:
+            p, q = (pooled_size(size, *pool) for size in (p, q))
         words = [
-            step.residual,
             self._constant(weight.permute(0, 2, 3, 1)),
             self._constant(packed),
             self._constant(bias),
@@ -152,27 +177,42 @@ class _Planner:
             *padding,
             *dilation,
             conv.groups,
+            *pool,
             *_bits(step.activation),
         ]
         return Value((n, p, q, conv.out_channels), 4), words
 
-    def _packed_weight(self, i: int, weight: Tensor, x: list[int], numbers: Any) -> tuple[int, Tensor | None]:
-        """The variant that will be taken, and the weights as it wants them."""
+    def _kernel(
+        self, i: int, weight: Tensor, x: list[int], numbers: Any
+    ) -> tuple[int, Tensor | None, tuple[int, int, int]]:
+        """The variant that will be taken, the weights as it wants them, and the pooling that it does as well."""
         name = str(self.dtype).removeprefix("torch.")
-        variant, layout = C.conv2d_choice((x, name, "cpu"), (list(weight.shape), name, "cpu"), *numbers)
+        choice: Any = partial(C.conv2d_choice, (x, name, "cpu"), (list(weight.shape), name, "cpu"), *numbers)
+        pool = self._pool_after(i)
+        variant, layout = choice(pool)
+        if variant < 0:
+            pool = _NO_POOL
+            variant, layout = choice(pool)
+        if pool != _NO_POOL:
+            self.merged.add(i + 1)
         if layout < 0:
-            return variant, None
+            return variant, None, pool
         key = (i, variant, layout)
         if key not in self.packed:
-            self.packed[key] = torch.ops.pyserve.conv2d_pack(weight, x, *numbers)
-        return variant, self.packed[key]
+            self.packed[key] = torch.ops.pyserve.conv2d_pack(weight, variant, x, *numbers)
+        return variant, self.packed[key], pool
+
+    def _pool_after(self, i: int) -> tuple[int, int, int]:
+        """Size, stride and padding of a square max pooling that nobody else stands before; zeros for none."""
+        pool = self._next(i, "max_pool2d") if self.steps[i].residual < 0 else None
+        pairs = (pool.kernel, pool.stride, pool.padding) if pool is not None else ()
+        if not pairs or any(a != b for a, b in pairs):
+            return _NO_POOL
+        return pairs[0][0], pairs[1][0], pairs[2][0]
 
     def _max_pool2d(self, i: int, step: Step, x: Value) -> tuple[Value, list[int]]:
         n, h, w, c = x.sizes
-        p, q = (
-            (size + 2 * pad - kernel) // stride + 1
-            for size, kernel, stride, pad in zip((h, w), step.kernel, step.stride, step.padding, strict=True)
-        )
+        p, q = map(pooled_size, (h, w), step.kernel, step.stride, step.padding)
         if x.dims != 4 or any(2 * pad > kernel for pad, kernel in zip(step.padding, step.kernel, strict=True)):
             raise CannotPlanError
         return Value((n, p, q, c), 4), [*step.kernel, *step.stride, *step.padding]
@@ -188,11 +228,14 @@ class _Planner:
         weight, bias = self.weights[i]
         if x.dims != 2 or x.sizes[3] != weight.shape[1] or weight.dtype is not self.dtype:
             raise CannotPlanError
-        words = [self._constant(weight), self._constant(bias), *_bits(step.activation)]
+        relu = self._next(i, "bias_relu")
+        if relu is not None:
+            self.merged.add(i + 1)
+        words = [self._constant(weight), self._constant(bias), *_bits((relu or step).activation)]
         return Value((x.sizes[0], 1, 1, weight.shape[0]), 2), words
 
     def _bias_relu(self, i: int, step: Step, x: Value) -> tuple[Value, list[int]]:
-        return Value(x.sizes, x.dims), [step.residual, *_bits(step.activation)]
+        return Value(x.sizes, x.dims), _bits(step.activation)
 
     def _flatten(self, i: int, step: Step, x: Value) -> tuple[Value, list[int]]:
         n, h, w, c = x.sizes
@@ -206,6 +249,11 @@ class _Planner:
             raise CannotPlanError
         self.constants.append(tensor.contiguous())
         return len(self.constants) - 1
+
+
+def pooled_size(size: int, kernel: int, stride: int, padding: int) -> int:
+    """Output positions of a max pooling along one axis."""
+    return (size + 2 * padding - kernel) // stride + 1
 
 
 def place_values(values: Sequence[Value], itemsize: int) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from pyserve.kernels.layers import AddReLU, Conv2d, FoldedConv2d
-from pyserve.kernels.ops import Activation
+from pyserve.kernels.calls import Activation
+from pyserve.kernels.layers import AddReLU, BatchNorm2d, Conv2d, FoldedConv2d
 
 _FUNCTIONS: dict[Any, tuple[Activation, bool]] = {  # the activation, and whether it works in place
     F.relu: ("relu", False),
@@ -61,23 +61,34 @@ class Rewriter:
         folds = []
         for node in list(self.graph.nodes):
             norm, conv_node = self._module(node), node.args[0] if node.args else None
-            if type(norm) is not nn.BatchNorm2d or norm.running_mean is None or _hooked(norm):
+            if type(norm) not in (nn.BatchNorm2d, BatchNorm2d) or _hooked(norm):
                 continue
-            if not isinstance(conv_node, fx.Node) or not self._is_bare_conv(conv_node):
+            if not isinstance(conv_node, fx.Node) or not self._is_bare(conv_node, Conv2d):
                 continue
             conv = self.modules[str(conv_node.target)]
-            if type(conv) is not Conv2d or calls[conv] > 1 or calls[norm] > 1:
+            if type(conv) is not Conv2d or calls[conv] > 1 or calls[cast("nn.Module", norm)] > 1:
                 continue  # one that is shared cannot be folded into one place
-            FoldedConv2d.adopt_with(conv, norm)
+            if cast("nn.BatchNorm2d", norm).running_mean is None or not self._can_move(conv_node, node):
+                continue
+            FoldedConv2d.adopt_with(conv, cast("nn.BatchNorm2d", norm))
             folds.append((str(conv_node.target), str(node.target)))
-            node.replace_all_uses_with(conv_node)
-            self.graph.erase_node(node)
+            with self.graph.inserting_before(node):  # with what the BatchNorm adds and activates, if it is ours
+                args = (conv_node.args[0], *node.args[1:])
+                folded = self.graph.call_module(str(conv_node.target), args, node.kwargs)
+            self._replace(node, folded)
+            self.graph.erase_node(conv_node)
         return folds
 
     # -------------------------------------------------------- activations and additions
 
     def fuse_epilogues(self) -> None:
-        """Activations with what comes before them, then the additions that no activation follows."""
+        """Activations with what comes before them, then the additions that no activation follows.
+
+        BatchNorms that are left become ours: like a convolution, they add and activate on the way.
+        """
+        for module in self.root.modules():
+            if type(module) is nn.BatchNorm2d and not _hooked(module):
+                BatchNorm2d.adopt(module)
         for node in list(self.graph.nodes):
             activation, in_place = self._activation(node)
             if activation is not None and (not in_place or self._is_owned(node.args[0])):
@@ -117,9 +128,9 @@ class Rewriter:
         return x, y
 
     def _host(self, terms: tuple[fx.Node, ...] | None, node: fx.Node) -> fx.Node | None:
-        """The convolution among the terms whose epilogue can do the rest, at the place of `node`."""
+        """The convolution or BatchNorm among the terms that can do the rest, at the place of `node`."""
         for term in sorted(terms or (), reverse=True):
-            if self._is_bare_conv(term) and self._can_move(term, node):
+            if self._is_bare(term, Conv2d, BatchNorm2d) and self._can_move(term, node):
                 return term
         return None
 
@@ -164,9 +175,9 @@ class Rewriter:
             return None, False
         return found[0], found[1] or _works_in_place(node, None)
 
-    def _is_bare_conv(self, node: fx.Node) -> bool:
-        """One of our convolutions whose epilogue is free and whose output has one user."""
-        bare = isinstance(self._module(node), Conv2d) and len(node.args) == 1 and not node.kwargs
+    def _is_bare(self, node: fx.Node, *kinds: type[nn.Module]) -> bool:
+        """One of our layers whose epilogue is free and whose output has one user."""
+        bare = isinstance(self._module(node), kinds) and len(node.args) == 1 and not node.kwargs
         return bare and len(node.users) == 1
 
     def _is_owned(self, node: Any) -> bool:

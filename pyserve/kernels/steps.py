@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from pyserve.kernels.calls import Activation
 from pyserve.kernels.layers import AddReLU, Conv2d, FoldedConv2d
-from pyserve.kernels.ops import Activation
 
 Pair = tuple[int, int]
 

@@ -79,7 +79,11 @@ def find_weights(source: str, roots: Sequence[Path]) -> Path:
         except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, a loop of links: not a file of ours
             continue
     available = sorted(
-        file.name for root in roots if root.is_dir() for file in root.iterdir() if _is_weights(file)
+        file.name
+        for root in roots
+        if root.is_dir()
+        for file in root.iterdir()
+        if _is_weights(file) and file.resolve().is_relative_to(root.resolve())
     )
     listed = ", ".join(available[:10]) + (f" and {len(available) - 10} more" if len(available) > 10 else "")
     there_are = f"there are: {listed}" if available else "there are none, or weights_roots is not set"

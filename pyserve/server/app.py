@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import signal
+import sqlite3
 from collections.abc import Callable
 
 import grpc
@@ -17,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from pyserve.config import Settings
 from pyserve.data.catalog import Catalog
-from pyserve.errors import UnavailableError
+from pyserve.errors import PyserveError, UnavailableError
 from pyserve.inference.backlog import Policy
 from pyserve.inference.batcher import Batcher
 from pyserve.inference.loaded_models import LoadedModels
@@ -39,6 +40,7 @@ from pyserve.server.metrics import Metrics
 from pyserve.server.pools import Pools
 from pyserve.server.prediction import Prediction
 from pyserve.server.reflection import descriptor_pool
+from pyserve.server.retention import Retention
 from pyserve.server.services.datasets import DatasetsService
 from pyserve.server.services.insight import InsightService, Looker
 from pyserve.server.services.jobs import JobsService
@@ -75,6 +77,7 @@ class Server:
     """
 
     metrics_port: int | None = None
+    _retention: Retention
 
     def __init__(self, settings: Settings) -> None:
         tokens = listening.tokens_in_force(settings)
@@ -124,7 +127,7 @@ class Server:
         await self._start_metrics()
         await server.start()
         self._grpc = server
-        self._cleaner = asyncio.create_task(self._clean_uploads())
+        self._cleaner = asyncio.create_task(self._clean_up())
         gc.collect()
         gc.freeze()  # what is there now stays: collections need not look at it again and again
         await self._health.set_serving(True)
@@ -162,6 +165,7 @@ class Server:
         model_store = ModelStore(self._data_dir)
         models = LoadedModels(model_store, settings)
         self._batcher = _batcher(settings, models)
+        self._retention = Retention(self._store, self._scheduler, model_store, models, settings)
         self._metrics.add(models, self._batcher, self._store)
         prediction = Prediction(models, self._batcher, pools, settings)
         datasets_pb2_grpc.add_DatasetsServicer_to_server(
@@ -225,9 +229,14 @@ class Server:
         await self._grpc.stop(None)
         await stopping
 
-    async def _clean_uploads(self) -> None:
+    async def _clean_up(self) -> None:
+        """Now and then remove what nobody needs any more; a round that fails is told, and tried again."""
         while True:
-            await self._pools.slow.run(self._uploads.clean)
+            try:
+                await self._pools.slow.run(self._uploads.clean)
+                await self._retention.apply()
+            except (PyserveError, OSError, sqlite3.Error) as error:
+                log.warning("cleaning up: %s", error)
             await asyncio.sleep(min(_CLEAN_INTERVAL_S, self._settings.upload_ttl_s))
 
 

@@ -179,7 +179,7 @@ _PAYLOADS: dict[str, type[Message]] = {
 def _payload(payload: Payload) -> Message:
     """Stored payloads have the names of their messages' fields."""
     if isinstance(payload, StateChange):
-        return jobs_pb2.StateChange(state=job_state(payload.state), reason=payload.reason)
+        return jobs_pb2.StateChange(state=job_state(payload.state), reason=payload.reason, report=payload.report)
     if isinstance(payload, Artifact):
         return _artifact(payload)
     return _PAYLOADS[payload.kind](**payload.model_dump(exclude={"kind"}))

@@ -11,9 +11,10 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from pyserve.errors import status_name
+from pyserve.errors import InvalidArgumentError, status_name
 from pyserve.server.handlers import parts
 from pyserve.server.logs import enter_request
 from pyserve.server.status import StatusTeller
@@ -49,14 +50,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             return None
         method = handler_call_details.method
         behaviour, make = parts(handler)
+        behaviour = _reading(behaviour, handler)
         wrapped = (
             self._streaming(method, behaviour) if handler.response_streaming else self._single(method, behaviour)
         )
-        return make(
-            wrapped,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        return make(wrapped, response_serializer=handler.response_serializer)
 
     async def wait_idle(self) -> None:
         """Return when no call runs."""
@@ -82,34 +80,70 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         request_id = uuid.uuid4().hex
         enter_request(request_id)
         begin = time.monotonic()
-        outcome = "OK"
+        outcome, failure = "OK", None
         self._running += 1
         self._idle.clear()
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
         try:
-            yield
-        except grpc.aio.AbortError:
-            outcome = "ABORTED_BY_HANDLER"
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            outcome = "CANCELLED"
-            raise
-        except Exception as error:
-            outcome = status_name(error)
-            await self._abort(error, method, request_id, context)
+            try:
+                yield
+            except grpc.aio.AbortError:
+                outcome = "ABORTED_BY_HANDLER"
+                raise
+            except (asyncio.CancelledError, GeneratorExit):
+                outcome = "CANCELLED"
+                raise
+            except Exception as error:
+                outcome, failure = status_name(error), error
+            finally:  # before the answer: who has it finds the call counted
+                self._ended(method, outcome, time.monotonic() - begin, request_id)
+            if failure is not None:
+                await self._abort(failure, method, request_id, context)
         finally:
             self._running -= 1
             if not self._running:
                 self._idle.set()
-            elapsed_s = time.monotonic() - begin
-            self._on_end(method, outcome, elapsed_s)
-            level = logging.DEBUG if outcome == "OK" else logging.INFO
-            log.log(
-                level, "call method=%s code=%s ms=%.1f request_id=%s", method, outcome, elapsed_s * 1e3, request_id
-            )
+
+    def _ended(self, method: str, outcome: str, elapsed_s: float, request_id: str) -> None:
+        self._on_end(method, outcome, elapsed_s)
+        level = logging.DEBUG if outcome == "OK" else logging.INFO
+        log.log(
+            level, "call method=%s code=%s ms=%.1f request_id=%s", method, outcome, elapsed_s * 1e3, request_id
+        )
 
     async def _abort(self, error: Exception, method: str, request_id: str, context: Any) -> None:
         """Answer the call with the error; raises gRPC's AbortError."""
         status = rpc_status.to_status(self._statuses.tell(error, method, request_id))
         metadata = (*status.trailing_metadata, (REQUEST_ID_KEY, request_id))
         await context.abort(status.code, status.details, metadata)
+
+
+class _Messages:
+    """A call's stream of requests, read from bytes one by one; one that cannot be read does not end it."""
+
+    def __init__(self, stream: AsyncIterator[bytes], read: Callable[[bytes], Any]) -> None:
+        self._stream, self._read = aiter(stream), read
+
+    def __aiter__(self) -> _Messages:
+        return self
+
+    async def __anext__(self) -> Any:
+        return self._read(await anext(self._stream))
+
+
+def _reading(behaviour: Callable[[Any, Any], Any], handler: Any) -> Callable[[Any, Any], Any]:
+    """The behaviour, given bytes: gRPC itself would answer those that cannot be read with an unexplained error."""
+    deserialize = handler.request_deserializer
+    if deserialize is None:
+        return behaviour
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            expected = "the message that the call's .proto file tells"
+            raise InvalidArgumentError.field("request", f"{len(data)} bytes that are none", expected) from None
+
+    if handler.request_streaming:
+        return lambda stream, context: behaviour(_Messages(stream, read), context)
+    return lambda data, context: behaviour(read(data), context)

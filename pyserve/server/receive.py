@@ -76,8 +76,11 @@ async def receive(
 
 async def _read_on(messages: AsyncIterator[Any]) -> None:
     async def discard() -> None:
-        async for _ in messages:
-            pass
+        while True:
+            with suppress(InvalidArgumentError):  # of a message that cannot be read
+                async for _ in messages:
+                    pass
+                return
 
     with suppress(asyncio.TimeoutError, grpc.RpcError):
         await asyncio.wait_for(discard(), _PATIENCE_S)

@@ -60,6 +60,11 @@ def job_name(value: str, field: str = "name") -> str:
     return value
 
 
+def trained_name(value: str) -> str:
+    """Name of a model or of a training, the latter also with the "/report" of a job's last event."""
+    return job_name(value.removesuffix("/report")) if value.startswith("jobs/") else model_name(value)
+
+
 def artifact_name(value: str) -> tuple[str, str]:
     """Job and file name of "jobs/{id}/artifacts/{artifact}"."""
     match = re.fullmatch(rf"(?P<job>{_JOB})/artifacts/(?P<file>[A-Za-z0-9][A-Za-z0-9._-]{{0,127}})", value)

@@ -75,7 +75,8 @@ class Learner:
         phases: what learns when; at least one.
         stage_of: what the phase of an index runs on; called when it begins. All have equally many batches.
         callbacks: who hears about it and may stop it.
-        find_rate: finds the learning rate of a phase that has none; the same for the same weights.
+        find_rate: finds the learning rate of a phase that has none, told that of the phase before (0: none); the
+            same for the same weights.
         store: where checkpoints go; None keeps none.
         keep: told the epoch after each, when the network has the weights that were measured; None: nobody is.
         identity: names the training (spec and data); a checkpoint with another one is refused.
@@ -89,7 +90,7 @@ class Learner:
         stage_of: Callable[[int], Stage],
         *,
         callbacks: Callbacks,
-        find_rate: Callable[[int, Stage], float] | None = None,
+        find_rate: Callable[[int, Stage, float], float] | None = None,
         store: CheckpointStore | None = None,
         keep: Callable[[int], None] | None = None,
         identity: str = "",
@@ -116,7 +117,7 @@ class Learner:
     def last_rate(self) -> float:
         """Highest learning rate of the phase whose epoch was the last; 0 where none was found yet."""
         index, _ = phase_of(self.phases, max(self.state.epoch - 1, 0))
-        return self.phases[index].learning_rate or self.state.found_rates.get(str(index), 0.0)
+        return self._known_rate(index) or 0.0
 
     def fit(self) -> Status:
         """Train to the end, or until `should_stop` says so; then the model has the best weights of all epochs.
@@ -186,13 +187,17 @@ class Learner:
         self._restored, self._running = None, running
         return running
 
+    def _known_rate(self, index: int) -> float | None:
+        return self.phases[index].learning_rate or self.state.found_rates.get(str(index))
+
     def _rate_of(self, index: int, stage: Stage) -> float:
-        known = self.phases[index].learning_rate or self.state.found_rates.get(str(index))
+        known = self._known_rate(index)
         if known is not None:
             return known
         if self._find_rate is None:
             raise InvalidArgumentError(f"phase {index + 1} has no learning rate, and nothing finds one")
-        found = self._find_rate(index, stage)
+        before = self._known_rate(index - 1) if index else None
+        found = self._find_rate(index, stage, before or 0.0)
         self.state.found_rates[str(index)] = found
         return found
 

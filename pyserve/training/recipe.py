@@ -123,10 +123,14 @@ def train(
 
 def _rate_finder(
     spec: TrainSpec, prepared: Prepared, phases: Sequence[Phase], stages: Stages, callbacks: Callbacks
-) -> Callable[[int, Stage], float]:
-    """What finds the rate of a phase by a range test; where the curve is of no use, the default is taken."""
+) -> Callable[[int, Stage, float], float]:
+    """What finds the rate of a phase by a range test.
 
-    def find(index: int, stage: Stage) -> float:
+    Where the curve is of no use, as that of a head which has learnt all it can, the rate of the phase before is a
+    better guess than the default.
+    """
+
+    def find(index: int, stage: Stage, before: float) -> float:
         phase = phases[index]
         if phase.rate_from_activations:
             stage = stages.on_activations()
@@ -144,7 +148,7 @@ def _rate_finder(
         try:
             found = recommend(suggest_all(useful([curve], callbacks.on_warning)), DEFAULT_RULE)
         except FailedPreconditionError as error:
-            rate = spec.effective_learning_rate
+            rate = before or spec.effective_learning_rate
             callbacks.on_warning("no_learning_rate_found", f"{error.message}; taking {rate:g} instead")
             return rate
         assert found.learning_rate is not None  # noqa: S101  recommend gives one or raises

@@ -1935,7 +1935,9 @@ class ReportRequest(_message.Message):
     DATASET_FIELD_NUMBER: _builtins.int
     PART_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The model, by any of its names, or "jobs/{id}" of the training that made it. Required."""
+    """The model, by any of its names, or the training that made it: "jobs/{id}", or "jobs/{id}/report" as its last
+    event says. Required.
+    """
     dataset: _builtins.str
     """"datasets/{dataset_id}"; default: the one it was trained on."""
     part: _common_pb2.Part.ValueType

@@ -82,6 +82,11 @@ class JobsStub(object):
                 request_serializer=pyserve_dot_v1_dot_jobs__pb2.GetArtifactRequest.SerializeToString,
                 response_deserializer=pyserve_dot_v1_dot_common__pb2.Figure.FromString,
                 _registered_method=True)
+        self.TensorBoard = channel.unary_stream(
+                '/pyserve.v1.Jobs/TensorBoard',
+                request_serializer=pyserve_dot_v1_dot_jobs__pb2.TensorBoardRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_jobs__pb2.TensorBoardChunk.FromString,
+                _registered_method=True)
 
 
 class JobsServicer(object):
@@ -153,6 +158,14 @@ class JobsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TensorBoard(self, request, context):
+        """The job's log as a TensorBoard event file: losses, metrics, learning rates, phases, warnings and figures. The chunks
+        one after another are the file; with `follow` it grows until the job has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -200,6 +213,11 @@ def add_JobsServicer_to_server(servicer, server):
                     servicer.GetArtifact,
                     request_deserializer=pyserve_dot_v1_dot_jobs__pb2.GetArtifactRequest.FromString,
                     response_serializer=pyserve_dot_v1_dot_common__pb2.Figure.SerializeToString,
+            ),
+            'TensorBoard': grpc.unary_stream_rpc_method_handler(
+                    servicer.TensorBoard,
+                    request_deserializer=pyserve_dot_v1_dot_jobs__pb2.TensorBoardRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_jobs__pb2.TensorBoardChunk.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -446,6 +464,33 @@ class Jobs(object):
             '/pyserve.v1.Jobs/GetArtifact',
             pyserve_dot_v1_dot_jobs__pb2.GetArtifactRequest.SerializeToString,
             pyserve_dot_v1_dot_common__pb2.Figure.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TensorBoard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pyserve.v1.Jobs/TensorBoard',
+            pyserve_dot_v1_dot_jobs__pb2.TensorBoardRequest.SerializeToString,
+            pyserve_dot_v1_dot_jobs__pb2.TensorBoardChunk.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,10 @@ class JobsStub:
     """Remove a job that has ended or is INTERRUPTED, with its log, checkpoints and artifacts. Models that it made stay."""
     GetArtifact: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetArtifactRequest, _common_pb2.Figure]
     """A file that the job made, such as a figure."""
+    TensorBoard: _grpc.UnaryStreamMultiCallable[_jobs_pb2.TensorBoardRequest, _jobs_pb2.TensorBoardChunk]
+    """The job's log as a TensorBoard event file: losses, metrics, learning rates, phases, warnings and figures. The chunks
+    one after another are the file; with `follow` it grows until the job has ended.
+    """
 
 @_typing.type_check_only
 class JobsAsyncStub(JobsStub):
@@ -85,6 +89,10 @@ class JobsAsyncStub(JobsStub):
     """Remove a job that has ended or is INTERRUPTED, with its log, checkpoints and artifacts. Models that it made stay."""
     GetArtifact: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetArtifactRequest, _common_pb2.Figure]  # type: ignore[assignment]
     """A file that the job made, such as a figure."""
+    TensorBoard: _aio.UnaryStreamMultiCallable[_jobs_pb2.TensorBoardRequest, _jobs_pb2.TensorBoardChunk]  # type: ignore[assignment]
+    """The job's log as a TensorBoard event file: losses, metrics, learning rates, phases, warnings and figures. The chunks
+    one after another are the file; with `follow` it grows until the job has ended.
+    """
 
 class JobsServicer(metaclass=_abc_1.ABCMeta):
     """Starts, follows and stops training and learning-rate finding."""
@@ -164,5 +172,15 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_common_pb2.Figure, _abc.Awaitable[_common_pb2.Figure]]:
         """A file that the job made, such as a figure."""
+
+    @_abc_1.abstractmethod
+    def TensorBoard(
+        self,
+        request: _jobs_pb2.TensorBoardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_jobs_pb2.TensorBoardChunk], _abc.AsyncIterator[_jobs_pb2.TensorBoardChunk]]:
+        """The job's log as a TensorBoard event file: losses, metrics, learning rates, phases, warnings and figures. The chunks
+        one after another are the file; with `follow` it grows until the job has ended.
+        """
 
 def add_JobsServicer_to_server(servicer: JobsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -221,6 +221,11 @@ class JobsOf(jobs_pb2_grpc.JobsServicer):
             context.add_callback(gone.set)
             gone.wait(60)
 
+    def TensorBoard(self, request: Any, context: Any) -> Iterator[Any]:
+        self._fake.note(request, context)
+        yield jobs_pb2.TensorBoardChunk(data=b"header,")
+        yield jobs_pb2.TensorBoardChunk(data=b"events")
+
     def GetArtifact(self, request: Any, context: Any) -> Any:
         self._fake.note(request, context)
         return common_pb2.Figure(name=request.name.split("/artifacts/")[1], data=b"picture")

@@ -209,6 +209,21 @@ def test_a_zip_whose_header_lies_about_the_size(tmp_path: Path) -> None:
     assert len(tree(tmp_path / "out").get("bomb.png", b"")) <= 10
 
 
+def test_a_zip_whose_entry_lies_before_its_beginning(tmp_path: Path) -> None:
+    archive = zipped(FILES)
+    end = archive.rindex(b"PK\x05\x06")
+    moved = archive[: end + 16] + (int.from_bytes(archive[end + 16 : end + 20], "little") + 999).to_bytes(
+        4, "little"
+    )
+    assert "damaged" in refused(tmp_path, moved + archive[end + 20 :])
+
+
+def test_a_zip_entry_without_a_name(tmp_path: Path) -> None:
+    archive = zipped({"x": b"abc"})
+    nameless = archive.replace(b"x", b"\0")  # zipfile cuts names at the first zero byte
+    assert refused(tmp_path, nameless)
+
+
 def test_a_tar_header_of_any_size_is_never_read(tmp_path: Path) -> None:
     """A pax header may claim gigabytes, which tarfile would read into memory; gzip makes nothing of them."""
     info = tarfile.TarInfo("pax")

@@ -121,11 +121,16 @@ def test_views_are_corners_two_of_them_mirrored() -> None:
     assert corners == [(1, 16, 1), (0, 15, 0), (17, 2, 0), (15, 0, 2), (2, 17, 2)]
 
 
-def test_views_of_pictures_without_a_margin_are_scaled() -> None:
-    views = [(255 * view) for view in tta_views(slopes(1, 32), 32)]
-    for view, left, top in zip(views[1:], (0, 4, 0, 4), (0, 0, 4, 4), strict=True):  # 28 of 32 pixels
-        assert abs(view[0, 0].mean() - (left + 13.5)) <= 0.01
-        assert abs(view[0, 1].mean() - (top + 13.5)) <= 0.01
+def test_views_of_pictures_without_a_margin_are_shifted_and_mirrored_at_the_edge() -> None:
+    views = [(255 * view).round().int() for view in tta_views(slopes(1, 32), 32)]
+    # two pixels come in at the left or at the right; the third and the fourth view are mirrored
+    assert [view[0, 0, 0, :5].tolist() for view in views[1:]] == [
+        [2, 1, 0, 1, 2],
+        [29, 30, 31, 30, 29],
+        [29, 28, 27, 26, 25],
+        [2, 3, 4, 5, 6],
+    ]
+    assert [view[0, 1, :3, 0].tolist() for view in views[1:]] == [[2, 1, 0], [2, 1, 0], [2, 3, 4], [2, 3, 4]]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -115,7 +115,7 @@ def test_a_projection_lies_within_the_receptive_field(name: str, rule: str) -> N
         assert inside.abs().sum() > 0
         outside = projection.clone()
         outside[:, box.top : box.bottom, box.left : box.right] = 0
-        assert (outside == 0).all()
+        assert outside.abs().max() <= 1e-5 * inside.abs().max()  # Winograd's transforms round there
 
 
 @pytest.mark.parametrize("name", ["smallnet", "resnet20", "mobilenet_v2"])

@@ -85,6 +85,8 @@ _ODD_ONES = [
     Case(1, 12, 8, 8, 12, 5, 3, (2, 1), (2, 1), (1, 2), 12),  # depthwise, not square
     square(1, 20, 7, 20, 3, 4, 1, groups=20),  # strides beyond the kernel: some inputs are never read
     square(1, 4, 7, 5, 1, 3),
+    square(3, 24, 11, 40, 1, 2),
+    square(2, 32, 7, 48, 1, groups=2),
     square(3, 5, 1, 9, 1),  # images of one pixel
     square(2, 5, 1, 9, 3, 1, 1),
     square(1, 8, 5, 4, 5),  # the kernel is the image
@@ -113,6 +115,14 @@ _WINOGRAD = [
     square(1, 180, 43, 176, 3, 2, 1),
 ]
 
+# The first layers' tiles are 4 outputs of a row, in groups of 12, transformed by vectors of tiles.
+_STEMS = [
+    *(Case(1, 3, 12, W, 20, 7, 7, (2, 2), (3, 3)) for W in (5, 6, 16, 31, 97, 131)),
+    *(Case(2, C, 9, 23, 70, 3, 3, (1, 1), (1, 1)) for C in (1, 2, 4)),
+    Case(1, 3, 8, 200, 17, 3, 3, (1, 1), (2, 0)),
+    Case(1, 3, 13, 40, 64, 7, 7, (2, 2), (0, 5)),
+]
+
 EMPTY = square(0, 8, 6, 5, 3, 1, 1)
 
-CASES = [*_AROUND_TILES, *_NETWORK_LAYERS, *_ODD_ONES, *_WINOGRAD]
+CASES = [*_AROUND_TILES, *_NETWORK_LAYERS, *_ODD_ONES, *_WINOGRAD, *_STEMS]

@@ -115,6 +115,8 @@ class _Conv2dProblem(ctypes.Structure):
         ("dtype", ctypes.c_int32),
         ("tf32", ctypes.c_bool),
         ("clamp", _Clamp),
+        ("kcrs", ctypes.c_bool),
+        *((f"pool_{name}", ctypes.c_int64) for name in ("size", "stride", "pad")),
     ]
 
 

@@ -47,7 +47,7 @@ def main() -> None:
             y = torch.ops.pyserve.bias_relu(x, torch.randn(sizes[1]).to(dtype).cuda(), x, 0.0, 6.0)
             torch.ops.pyserve.bias_relu_backward(x, y, 0.0, 6.0, True)
         x = torch.randn(3, 24, 9, 9).to(dtype).cuda().requires_grad_()
-        batch_norm_relu(x, torch.ones(24).cuda(), torch.zeros(24).cuda(), x.detach()).sum().backward()
+        batch_norm_relu(x, None, None, training=True, residual=x.detach()).sum().backward()
     torch.cuda.synchronize()
     idle = [
         variant.name

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tests.kernels.cases import Case
 
-WINOGRAD = ("winograd", "polyphase")  # algorithms whose transforms round
+WINOGRAD = ("winograd", "polyphase", "stem")  # algorithms whose transforms round
 BOUNDS = {"none": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 _SUM_EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-23, torch.float16: 2.0**-23, torch.float64: 2.0**-52}
 _STORE_EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float64: 2.0**-52}
@@ -39,7 +39,7 @@ class Expected:
         assert got.shape == self.value.shape, f"got {list(got.shape)}, expected {list(self.value.shape)}"
         norm = self.value.norm()
         ours, theirs = (float((y.detach().cpu().double() - self.value).norm() / norm) for y in (got, onednns))
-        allowed = min(1e-5, 3 * max(theirs, _SHORT_SUM))
+        allowed = min(1e-5, 3 * max(_SHORT_SUM, theirs))  # PyTorch's own may be NaN where no tap reads the image
         assert ours <= allowed, f"relative error {ours:.3g}, oneDNN's {theirs:.3g}, allowed {allowed:.3g}"
 
     def check(self, got: Tensor, torchs_own: Tensor | None = None) -> None:
@@ -48,8 +48,9 @@ class Expected:
         error = (got.detach().cpu().double() - self.value).abs()
         allowed = self.allowed
         if torchs_own is not None and torchs_own.numel():
-            own = (torchs_own.detach().cpu().double() - self.value).abs().max()
-            allowed = allowed.clamp(min=2 * float(own))
+            own = float((torchs_own.detach().cpu().double() - self.value).abs().max())
+            if math.isfinite(own):  # PyTorch's own may be NaN where no tap reads the image: then our bound alone
+                allowed = allowed.clamp(min=2 * own)
         good = error <= allowed
         worst = float((error / allowed).nan_to_num(math.inf).max()) if error.numel() else 0.0
         assert bool(good.all()), (
@@ -93,6 +94,8 @@ class Tensors:
 
         x = normal(case.N, case.C, case.H, case.W)
         weight = normal(case.K, case.C // case.groups, case.R, case.S)
+        if dtype is torch.bfloat16:  # so that kernels meet both layouts that they take
+            weight = weight.contiguous(memory_format=torch.channels_last)
         out = F.conv2d(x.cpu().double(), weight.cpu().double(), None, *_numbers(case)).shape
         x = x.relu() if post_relu else x
         return cls(case, x, weight, normal(case.K), normal(*out), normal(*out))

@@ -39,6 +39,13 @@ def covered_dtypes(variant: VariantInfo, case: Case) -> list[torch.dtype]:
     return [dtype for dtype in DTYPES if covers(dtype)]
 
 
+def elementwise_dtypes(variant: VariantInfo) -> list[torch.dtype]:
+    """The element types of bias_relu and batch_norm_relu in a variant."""
+    if variant.device == "cuda":
+        return list(DTYPES)
+    return [torch.float32, torch.bfloat16, *([torch.float64] if variant.needs == "scalar" else [])]
+
+
 def covered(op: str, cases: list[Case], device: str | None = None) -> Any:
     """Parametrise over (variant, case), without the cases that a variant does not take."""
     pairs = [

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyserve.kernels import VariantInfo, bias_relu
 from tests.kernels import reference
 from tests.kernels.reference import Expected, sum_bound
-from tests.kernels.support import DTYPES, variants
+from tests.kernels.support import elementwise_dtypes, variants
 
 Use = Callable[[VariantInfo], None]
 Calls = Callable[[str], int]
@@ -27,12 +27,6 @@ def random(sizes: tuple[int, ...], dtype: torch.dtype, device: str, *, channels_
     return values
 
 
-def covers(variant: VariantInfo, dtype: torch.dtype) -> bool:
-    if dtype is torch.float16:
-        return variant.device == "cuda"
-    return dtype is not torch.float64 or variant.needs in ("scalar", "cuda")
-
-
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("variant", variants("bias_relu"), ids=lambda variant: variant.name)
@@ -41,7 +35,7 @@ def test_forward(
 ) -> None:
     use_variant(variant)
     torch.manual_seed(0)
-    for dtype in (dtype for dtype in DTYPES if covers(variant, dtype)):
+    for dtype in elementwise_dtypes(variant):
         for with_bias, with_residual, activation in (
             (1, 1, "relu6"),
             (1, 0, "relu"),
@@ -76,7 +70,7 @@ def test_backward(
 ) -> None:
     use_variant(variant)
     torch.manual_seed(0)
-    for dtype in (dtype for dtype in DTYPES if covers(variant, dtype)):
+    for dtype in elementwise_dtypes(variant):
         for activation in ("none", "relu", "relu6"):
             grad = random(sizes, dtype, variant.device, channels_last=channels_last)
             y = reference.clamp(8 * random(sizes, dtype, variant.device, channels_last=channels_last), activation)

@@ -74,7 +74,11 @@ def test_gradient_of_weight(variant: VariantInfo, case: Case, use_variant: Use, 
         dw = backward(t, None, NO_ACTIVATION, [False, True, False, False])[1]
         assert calls(variant.name) == before + 1, f"{variant.name} did not run"
         expected = reference.expected_backward(t, t.grad, "none")[1]
-        expected.check(dw, reference.gradients(t.grad, t.x, t.weight, case)[1])
+        own = reference.gradients(t.grad, t.x, t.weight, case)[1]
+        if variant.algorithm in reference.WINOGRAD and dtype is torch.float32:
+            expected.check_norm(dw, own)
+        else:
+            expected.check(dw, own)
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6"])

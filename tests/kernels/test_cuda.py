@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyserve.kernels import bias_relu, conv2d, info
+from pyserve.kernels import batch_norm_relu, bias_relu, conv2d, info
 from tests.kernels import reference
 from tests.kernels.cases import square
 from tests.kernels.reference import Tensors
@@ -20,9 +20,11 @@ LAST = torch.channels_last
 
 
 def step(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
-    """A forward and a backward pass of both operators: y and the gradients."""
+    """A forward and a backward pass of all operators: y and the gradients."""
     leaves = [t.detach().requires_grad_() for t in (x, weight, bias)]
     y = bias_relu(conv2d(*leaves, stride=2, padding=1, activation="relu"), activation="relu6")
+    y = batch_norm_relu(y, None, None, training=True, residual=y)
+    y = conv2d(y, leaves[1].mean((2, 3), keepdim=True).transpose(0, 1))  # 1×1
     return [y.detach(), *torch.autograd.grad(y.square().sum(), leaves)]
 
 

@@ -85,12 +85,19 @@ def in_tf32(t: Tensor) -> Tensor:
 TF32_CASES = [c for c in CASES if c.groups == 1 or not (c.C // c.groups % 4 or c.K // c.groups % 4)]
 
 
-@pytest.mark.parametrize("case", TF32_CASES, ids=str)
-@pytest.mark.parametrize("op", ["conv2d", "conv2d_dgrad", "conv2d_wgrad"])
-def test_tf32(emulator: Emulator, op: str, case: Case) -> None:
+TF32_WAYS = [
+    (f"{op}_{algorithm}_sm80", op, case)
+    for op in ("conv2d", "conv2d_dgrad", "conv2d_wgrad")
+    for case in TF32_CASES
+    for algorithm in ("mma", "pointwise")
+    if algorithm == "mma" or ((case.R, case.S, *case.padding) == (1, 1, 0, 0) and case.C > 4)
+]
+
+
+@pytest.mark.parametrize(("name", "op", "case"), TF32_WAYS, ids=str)
+def test_tf32(emulator: Emulator, name: str, op: str, case: Case) -> None:
     t = Tensors.random(case, torch.float32, post_relu=False)
     t.x, t.weight, t.grad = in_tf32(t.x), in_tf32(t.weight), in_tf32(t.grad)
-    name = f"{op}_mma_sm80"
     ordering = ORDERINGS[case.C % 2]
     if op == "conv2d":
         reference.expected_forward(t, "relu").check(emulator.conv2d(name, t, "relu", ordering, tf32=True))
@@ -105,16 +112,23 @@ def test_tf32(emulator: Emulator, op: str, case: Case) -> None:
 # ------------------------------------------------------------ the choice of tiles
 
 
+TILED = {
+    "mma": Case(2, 40, 9, 7, 136, 3, 3, padding=(1, 1)),
+    "pointwise": Case(2, 40, 19, 13, 136, 1, 1, stride=(2, 2)),
+}
+
+
 @pytest.mark.parametrize("tile", emulation.TILES)
+@pytest.mark.parametrize("algorithm", TILED)
 @pytest.mark.parametrize("op", ["conv2d", "conv2d_dgrad", "conv2d_wgrad"])
-def test_every_tile_gives_the_same(emulator: Emulator, op: str, tile: str) -> None:
-    t = Tensors.random(Case(2, 40, 9, 7, 136, 3, 3, padding=(1, 1)), torch.bfloat16, post_relu=False)
+def test_every_tile_gives_the_same(emulator: Emulator, op: str, algorithm: str, tile: str) -> None:
+    t = Tensors.random(TILED[algorithm], torch.bfloat16, post_relu=False)
     problem, (x, weight, grad) = emulation.conv2d_problem(t.case, t.x.dtype), map(nhwc, (t.x, t.weight, t.grad))
     inputs = {"conv2d": [x, weight, None, None], "conv2d_dgrad": [grad, weight], "conv2d_wgrad": [grad, x]}[op]
     like = {"conv2d": grad, "conv2d_dgrad": x, "conv2d_wgrad": weight}[op]
     by_rule, asked_for = emulation.poisoned_like(like), emulation.poisoned_like(like)
-    emulator.run(f"{op}_mma_sm80", problem, inputs, [by_rule], "early")
-    emulator.run(f"{op}_mma_sm80", problem, inputs, [asked_for], "late", tile=tile)
+    emulator.run(f"{op}_{algorithm}_sm80", problem, inputs, [by_rule], "early")
+    emulator.run(f"{op}_{algorithm}_sm80", problem, inputs, [asked_for], "late", tile=tile)
     assert torch.equal(by_rule, asked_for)
 
 
@@ -196,6 +210,22 @@ def test_forward_beyond_32_bit_offsets(emulator: Emulator, variant: VariantInfo)
     emulator.run(variant.name, problem, [x, weight, None, None], [y], "early")
     sums = torch.tensor([1 + 20 + 300 + 4000, 0, 0, 5 + 60 + 700 + 8000])
     assert torch.equal(y, sums.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("algorithm", ["mma", "pointwise"])
+def test_pixels_beyond_32_bit_offsets(emulator: Emulator, algorithm: str) -> None:
+    """The corners of more than 2³¹ numbers, read by a 1×1 kernel: forward, and for the gradient of weight."""
+    case = Case(1, 8, 16_400, 16_400, 8, 1, 1, (16_399, 16_399))
+    x, weight = zeros(1, 16_400, 16_400, 8), torch.eye(8, dtype=torch.bfloat16).view(8, 1, 1, 8)
+    assert x.numel() > 2**31
+    x[0, 0, 0, :], x[0, -1, -1, :] = torch.arange(8), torch.arange(8, 16)
+    y, dw = emulation.poisoned_like(torch.empty(4, 8, dtype=torch.bfloat16)), emulation.poisoned_like(weight)
+    problem = emulation.conv2d_problem(case, torch.bfloat16)
+    emulator.run(f"conv2d_{algorithm}_sm80", problem, [x, weight, None, None], [y], "early")
+    assert torch.equal(y, torch.stack([x[0, 0, 0], 0 * x[0, 0, 0], 0 * x[0, 0, 0], x[0, -1, -1]]))
+    grad = torch.tensor([1.0, 0, 0, 2.0]).to(torch.bfloat16).repeat_interleave(8).view(1, 2, 2, 8)
+    emulator.run(f"conv2d_wgrad_{algorithm}_sm80", problem, [grad, x], [dw], "late")
+    assert torch.equal(dw.view(8, 8), (x[0, 0, 0] + 2 * x[0, -1, -1]).expand(8, 8))
 
 
 @pytest.mark.parametrize("variant", variants("conv2d_dgrad", "cuda"), ids=lambda variant: variant.name)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.kernels import emulation, reference
@@ -35,8 +38,8 @@ def inputs(sizes: tuple[int, int], dtype: torch.dtype) -> dict[str, Tensor]:
     }
 
 
-def normalised(t: dict[str, Tensor], mean: Tensor, inv_std: Tensor) -> Tensor:
-    return (t["x"].double() - mean) * inv_std * t["weight"].double() + t["bias"].double()
+def normalised(t: dict[str, Tensor], mean: Tensor, var: Tensor) -> Tensor:
+    return (t["x"].double() - mean) * (var + EPS).rsqrt() * t["weight"].double() + t["bias"].double()
 
 
 def close(got: Tensor, expected: Tensor, dtype: torch.dtype, scale: float = 1.0) -> None:
@@ -52,12 +55,12 @@ def test_forward_and_backward(emulator: Emulator, sizes: tuple[int, int], traini
     for i, (dtype, activation) in enumerate(CASES):
         t, ordering = inputs(sizes, dtype), ORDERINGS[i % 2]
         wide, x = t["weight"].dtype, t["x"].double()
-        mean, inv_std = x.mean(0), (x.var(0, unbiased=False) + EPS).rsqrt()
+        mean, var = x.mean(0), x.var(0, correction=0)
         if not training:
-            mean, inv_std = torch.randn(sizes[1]).double(), torch.rand(sizes[1]).double() + 0.5
+            mean, var = torch.randn(sizes[1]).double(), torch.rand(sizes[1]).double() + 0.5
         y = emulation.poisoned_like(t["x"])
         found = [
-            torch.full((sizes[1],), float("nan"), dtype=wide) if training else v.to(wide) for v in (mean, inv_std)
+            torch.full((sizes[1],), float("nan"), dtype=wide) if training else v.to(wide) for v in (mean, var)
         ]
         problem = emulation.batch_norm_problem(t["x"], activation, training=training, eps=EPS)
         residual = t["residual"] if i % 3 else None
@@ -68,34 +71,39 @@ def test_forward_and_backward(emulator: Emulator, sizes: tuple[int, int], traini
             [y, *found],
             ordering,
         )
-        expected = normalised(t, mean, inv_std) + (0 if residual is None else residual.double())
+        expected = normalised(t, mean, var) + (0 if residual is None else residual.double())
         close(y, reference.clamp(expected, activation), dtype)
         close(found[0], mean, wide)
-        check_backward(emulator, t, y, found, activation, training=training, ordering=ordering)
+        close(found[1], var, wide)
+        seen = None if activation == "none" or residual is None else y
+        check_backward(emulator, t, y, seen, found, activation, training=training, ordering=ordering)
 
 
 def check_backward(
     emulator: Emulator,
     t: dict[str, Tensor],
     y: Tensor,
+    seen: Tensor | None,
     found: list[Tensor],
     activation: str,
     *,
     training: bool,
     ordering: str,
 ) -> None:
-    """The gradients of what the forward pass gave, by the textbook's formula in float64."""
+    """The gradients of what the forward pass gave, by the textbook's formula in float64.
+
+    The kernel sees the activation's mask in `seen`, or finds it again from x.
+    """
     dx, dresidual = emulation.poisoned_like(y), emulation.poisoned_like(y)
     dweight, dbias = (torch.full_like(t["weight"], float("nan")) for _ in range(2))
-    seen = None if activation == "none" else y
     emulator.run(
         "batch_norm_relu_backward_simt_cuda",
         emulation.batch_norm_problem(t["x"], activation, training=training, eps=EPS),
-        [t["grad"], seen, t["x"], t["weight"], *found],
+        [t["grad"], seen, t["x"], t["weight"], t["bias"], *found],
         [dx, dweight, dbias, dresidual],
         ordering,
     )
-    mean, inv_std = (value.double() for value in found)
+    mean, inv_std = found[0].double(), (found[1].double() + EPS).rsqrt()
     g = reference.masked(t["grad"].double(), y.double(), activation)
     x_hat = (t["x"].double() - mean) * inv_std
     expected = t["weight"].double() * inv_std * g
@@ -105,3 +113,20 @@ def check_backward(
     close(dbias, g.sum(0), t["weight"].dtype)
     close(dweight, (g * x_hat).sum(0), t["weight"].dtype)
     close(dx, expected, y.dtype)
+
+
+@pytest.mark.parametrize("ordering", ORDERINGS)
+def test_what_is_not_given_or_not_wanted(emulator: Emulator, ordering: str) -> None:
+    """No weight, no bias, no residual; of the gradients that of x alone."""
+    t = inputs((300, 33), torch.float32)
+    y, mean, var = emulation.poisoned_like(t["x"]), torch.full((33,), math.nan), torch.full((33,), math.nan)
+    problem = emulation.batch_norm_problem(t["x"], "relu", training=True, eps=EPS)
+    forward, backward = "batch_norm_relu_simt_cuda", "batch_norm_relu_backward_simt_cuda"
+    emulator.run(forward, problem, [t["x"], None, None, None], [y, mean, var], ordering)
+    x = t["x"].double().requires_grad_()
+    expected = F.relu(F.batch_norm(x, None, None, training=True, eps=EPS))
+    close(y, expected.detach(), torch.float32)
+    dx = emulation.poisoned_like(y)
+    given = [t["grad"], None, t["x"], None, None, mean, var]
+    emulator.run(backward, problem, given, [dx, None, None, None], ordering)
+    close(dx, torch.autograd.grad(expected, x, t["grad"].double())[0], torch.float32)

@@ -57,25 +57,31 @@ def channel_sums(emulator: Emulator, ordering: str) -> None:
 
 
 def statistics(emulator: Emulator, ordering: str) -> None:
-    """Mean and deviation of rows of zeros and twos, by blocks that sum in shared memory."""
+    """Mean and variance of rows of zeros and twos, by blocks that sum in shared memory."""
     ones = torch.ones(33)
     x = torch.stack([0 * ones, 2 * ones]).repeat(150, 1)
-    y, mean, inv_std = emulation.poisoned_like(x), torch.full((33,), math.nan), torch.full((33,), math.nan)
+    y, mean, var = emulation.poisoned_like(x), torch.full((33,), math.nan), torch.full((33,), math.nan)
     problem = emulation.batch_norm_problem(x, "none", training=True, eps=3.0)
-    emulator.run("batch_norm_relu_simt_cuda", problem, [x, ones, ones, None], [y, mean, inv_std], ordering)
+    emulator.run("batch_norm_relu_simt_cuda", problem, [x, ones, ones, None], [y, mean, var], ordering)
     assert torch.equal(mean, ones)
-    assert torch.equal(inv_std, 0.5 * ones)
+    assert torch.equal(var, ones)
     assert torch.equal(y, 0.5 * (x + 1))
 
 
 SMALL = square(1, 16, 6, 24, 3, 1, 1)
+STRIDED = (square(2, 24, 9, 40, 1, 2), torch.bfloat16)
 MANY_POSITIONS = square(2, 5, 40, 6, 3, 1, 1)
 HALF = (square(2, 24, 9, 40, 3, 1, 1), torch.bfloat16)
 FLAT, COLUMNS = (square(2, 40, 9, 72, 1), torch.float16), (square(1, 72, 20, 72, 3, 1, 1), torch.bfloat16)
 NORM = "batch_norm_relu_simt.cuh"
 CHANNELWISE, DEPTHWISE = square(2, 48, 9, 48, 3, 1, 1, groups=48), "conv2d_depthwise.cuh"
 PRODUCT, TILE = "product_mma.cuh", "mma_tile.h"
-SIMT, OPERANDS, POINTWISE = "product_simt.cuh", "conv2d_operands.h", "bias_relu_simt.cuh"
+SIMT, OPERANDS, PRODUCTS, POINTWISE = (
+    "product_simt.cuh",
+    "conv2d_operands.h",
+    "conv2d_products.h",
+    "bias_relu_simt.cuh",
+)
 PLANTED: dict[str, tuple[Patch, Check]] = {
     "simt: tiles are read before all of them is written": (
         Patch(
@@ -217,6 +223,27 @@ PLANTED: dict[str, tuple[Patch, Check]] = {
             "conv2d_mma",
         ),
         forward("conv2d_mma_sm80", square(2, 5, 9, 40, 3, 1, 1), torch.bfloat16),
+    ),
+    "pointwise: a stride is not seen": (
+        Patch(OPERANDS, "if (g->step_h == 1 && g->step_w == 1)", "if (g->step_h > 0)", "conv2d_pointwise"),
+        forward("conv2d_pointwise_sm80", *STRIDED),
+    ),
+    "pointwise: positions are read a channel on": (
+        Patch(OPERANDS, "return i * g->channels;", "return i * g->channels + 8;", "conv2d_pointwise"),
+        wgrad("conv2d_wgrad_pointwise_sm80", *FLAT),
+    ),
+    "pointwise: the weights' rows are as long as the gradient's": (
+        Patch(
+            PRODUCTS,
+            "return {weight, first_group.filter_stride};",
+            "return {weight, patches.channels};",
+            "conv2d_pointwise",
+        ),
+        dgrad("conv2d_dgrad_pointwise_sm80", *FLAT),
+    ),
+    "pointwise: the gradient's rows are written without gaps": (
+        Patch(PRODUCTS, "if (row_step > 1 || column_step > 1) {", "if (row_step > 2) {", "conv2d_pointwise"),
+        dgrad("conv2d_dgrad_pointwise_sm80", *STRIDED),
     ),
     "depthwise: weights are used before they are there": (
         Patch(

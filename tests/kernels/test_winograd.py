@@ -14,14 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyserve.kernels import VariantInfo, conv2d
-from tests.kernels.reference import WINOGRAD
 from tests.kernels.support import variants
 
 Use = Callable[[VariantInfo], None]
 Calls = Callable[[str], int]
 
-FORWARD = [variant for variant in variants("conv2d") if variant.algorithm in WINOGRAD]
-DGRAD = [variant for variant in variants("conv2d_dgrad") if variant.algorithm in WINOGRAD]
+FORWARD = [variant for variant in variants("conv2d") if variant.algorithm in ("winograd", "polyphase")]
+DGRAD = [variant for variant in variants("conv2d_dgrad") if variant.algorithm == "winograd"]
 each_forward = pytest.mark.parametrize("variant", FORWARD, ids=lambda variant: variant.name)
 
 

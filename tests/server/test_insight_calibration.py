@@ -18,9 +18,19 @@ from tests.server.conftest import ServerThread
 from tests.server.support import Stubs, failure, pictures, png, zipped
 from tests.server.test_insight import check_figures
 
+MODEL = "models/unsure"
+
 
 @pytest.fixture(scope="module")
-def noisy(stubs: Stubs, trained: jobs_pb2.Job) -> str:
+def unsure(stubs: Stubs) -> jobs_pb2.Job:
+    """A finished training whose model is these tests' own: they make versions of it."""
+    job = stubs.wait(stubs.train(epochs=6, model_id=MODEL.removeprefix("models/")))
+    assert job.state == jobs_pb2.SUCCEEDED, job.reason
+    return job
+
+
+@pytest.fixture(scope="module")
+def noisy(stubs: Stubs, unsure: jobs_pb2.Job) -> str:
     """A dataset with some of its labels wrong: the model is far too sure there."""
     files = pictures(12) | {f"red/stray{i}.png": png(0, 300 + i) for i in range(8)}
     return stubs.upload(zipped(files), "noisy").name
@@ -28,7 +38,7 @@ def noisy(stubs: Stubs, trained: jobs_pb2.Job) -> str:
 
 def question(dataset: str, **fields: object) -> insight_pb2.CalibrationRequest:
     return insight_pb2.CalibrationRequest(
-        model="models/colours/versions/1",
+        model=f"{MODEL}/versions/1",
         dataset=dataset,
         part=common_pb2.PART_TRAIN,
         **fields,  # type: ignore[arg-type]
@@ -38,7 +48,7 @@ def question(dataset: str, **fields: object) -> insight_pb2.CalibrationRequest:
 @pytest.mark.parametrize("binning", ["", "equal_width", "equal_mass"])
 def test_bins_agree_with_what_the_model_says(stubs: Stubs, noisy: str, binning: str) -> None:
     answer = stubs.insight.Calibration(question(noisy, bins=5, binning=binning), timeout=60)
-    request = insight_pb2.ConfusionMatrixRequest(model="models/colours", dataset=noisy, part=common_pb2.PART_TRAIN)
+    request = insight_pb2.ConfusionMatrixRequest(model=MODEL, dataset=noisy, part=common_pb2.PART_TRAIN)
     matrix = stubs.insight.ConfusionMatrix(request, timeout=60)
     bins = answer.before.bins
     assert len(bins) == 5
@@ -61,18 +71,18 @@ def scores(stubs: Stubs, model: str) -> np.ndarray:
 
 def test_a_calibrated_version_divides_its_logits(server: ServerThread, stubs: Stubs, noisy: str) -> None:
     request = insight_pb2.CalibrateRequest(
-        request_id=str(uuid.uuid4()), model="models/colours", dataset=noisy, part=common_pb2.PART_TRAIN
+        request_id=str(uuid.uuid4()), model=MODEL, dataset=noisy, part=common_pb2.PART_TRAIN
     )
-    old = stubs.models.Get(models_pb2.GetModelRequest(name="models/colours/versions/1"), timeout=20)
-    before = scores(stubs, "models/colours/versions/1")
-    bundle = load_bundle(server.settings.data_dir / "models" / "colours" / "1")
+    old = stubs.models.Get(models_pb2.GetModelRequest(name=f"{MODEL}/versions/1"), timeout=20)
+    before = scores(stubs, f"{MODEL}/versions/1")
+    bundle = load_bundle(server.settings.data_dir / MODEL / "1")
     pixels = [np.asarray(Image.open(io.BytesIO(png(i % 3, 40 + i)))).transpose(2, 0, 1) for i in range(6)]
     with torch.inference_mode():
         logits = bundle.model(bundle.prepare(torch.from_numpy(np.stack(pixels)))).double().numpy()
     new = stubs.insight.Calibrate(request, timeout=120)
     try:
         fitted = stubs.insight.Calibration(question(noisy), timeout=60).temperature
-        assert new.name == "models/colours/versions/2"
+        assert new.name == f"{MODEL}/versions/2"
         assert stubs.insight.Calibrate(request, timeout=60).name == new.name
         assert (old.temperature, new.temperature) == (1, pytest.approx(fitted, rel=1e-3))
         assert new.provenance["calibrated_from"] == old.name
@@ -92,12 +102,12 @@ def test_a_calibrated_version_divides_its_logits(server: ServerThread, stubs: St
 
 
 def test_calibrating_on_the_models_own_validation_part_updates_its_metrics(
-    stubs: Stubs, trained: jobs_pb2.Job
+    stubs: Stubs, unsure: jobs_pb2.Job
 ) -> None:
-    new = stubs.insight.Calibrate(insight_pb2.CalibrateRequest(model="models/colours"), timeout=120)
+    new = stubs.insight.Calibrate(insight_pb2.CalibrateRequest(model=MODEL), timeout=120)
     try:
         assert math.isfinite(new.metrics["expected_calibration_error"])
-        assert new.metrics["accuracy"] == trained.train_result.metrics["accuracy"]
+        assert new.metrics["accuracy"] == unsure.train_result.metrics["accuracy"]
     finally:
         stubs.models.Delete(models_pb2.DeleteModelRequest(name=new.name), timeout=20)
 

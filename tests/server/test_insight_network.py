@@ -121,6 +121,23 @@ def test_explain(stubs: Stubs, trained: jobs_pb2.Job, method: str) -> None:
     check_figures(answer.figures, method.lower())
 
 
+@pytest.mark.parametrize(
+    ("mode", "width", "height"), [("RGB", 1, 1), ("L", 300, 20), ("RGBA", 9, 200), ("P", 64, 64)]
+)
+def test_pictures_of_other_sizes_and_forms(
+    stubs: Stubs, trained: jobs_pb2.Job, mode: str, width: int, height: int
+) -> None:
+    buffer = io.BytesIO()
+    Image.new(mode, (width, height), 1).save(buffer, "PNG")
+    sent = insight_pb2.Picture(image=buffer.getvalue())
+    for method in (insight_pb2.GRAD_CAM, insight_pb2.OCCLUSION, insight_pb2.DECONVNET):
+        answer = stubs.insight.Explain(
+            insight_pb2.ExplainRequest(model=MODEL, picture=sent, method=method), timeout=60
+        )
+        assert array(answer.picture).shape == (SIZE, SIZE, 3)
+        assert all(np.isfinite(array(m.values)).all() for m in answer.maps)
+
+
 def test_named_own_and_learned_kernels(stubs: Stubs, trained: jobs_pb2.Job) -> None:
     image = png(2, 5)
     grey = np.asarray(Image.open(io.BytesIO(image)), np.float64) @ (0.299, 0.587, 0.114) / 255
@@ -179,11 +196,34 @@ def test_a_report_of_a_model_and_of_its_job(stubs: Stubs, trained: jobs_pb2.Job)
         assert answer.model == trained.train_result.model
         assert page.startswith("<!DOCTYPE html>")
         assert page.count("<img ") >= 10
-        for words in ("Confusion matrix", "Most uncertain", "Calibration", "Training", "What runs underneath"):
+        for words in (
+            "Confusion matrix",
+            "Most uncertain",
+            "Calibration",
+            "Class by class",
+            "Training",
+            "First-layer filters",
+            "What the first layer sees",
+            "Why layers help",
+            "What runs underneath",
+        ):
             assert f">{words}</h2>" in page
         assert 'class="problem"' not in page
         assert "http://" not in page.replace("http://www.w3.org", "")
         assert str(trained.name) in page
+
+
+def test_a_report_of_a_training_that_found_its_rates_and_kept_snapshots(stubs: Stubs) -> None:
+    spec = {"epochs": 2, "model_id": "told", "learning_rate": None, "batch_size": 4}
+    job = stubs.wait(stubs.train(**spec, lr_from="self", snapshots=True))
+    assert job.state == jobs_pb2.SUCCEEDED, job.reason
+    link = stubs.watch(job)[-1].state.report
+    page = stubs.insight.Report(insight_pb2.ReportRequest(name=link), timeout=240).html.decode()
+    assert ">How features came about</h2>" in page
+    assert "after epochs 1, 2." in page
+    finder = page.split(">Learning-rate finder</h2>")[1].split("</section>")[0]
+    assert finder.count("<img ") == 1
+    assert "kernel calls" in page
 
 
 BAD: dict[str, tuple[str, Any, str, str]] = {

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -57,6 +58,12 @@ class Echo:
             yield self._check(request)
 
 
+def _deserialize(data: bytes) -> bytes:
+    if data == b"unreadable":
+        raise DecodeError("Error parsing message")
+    return data
+
+
 class Running:
     """A server with the interceptor, and a channel to it."""
 
@@ -71,7 +78,10 @@ class Running:
             "unary_stream": grpc.unary_stream_rpc_method_handler,
             "stream_stream": grpc.stream_stream_rpc_method_handler,
         }
-        handlers = {name: make(getattr(self.echo, name)) for name, make in makers.items()}
+        handlers = {
+            name: make(getattr(self.echo, name), request_deserializer=_deserialize)
+            for name, make in makers.items()
+        }
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Echo", handlers)])
         self.port = self._server.add_insecure_port("127.0.0.1:0")
 
@@ -115,6 +125,11 @@ async def test_answers_pass(arity: str) -> None:
     ("request_bytes", "code", "sentence"),
     [
         (b"fail known", grpc.StatusCode.NOT_FOUND, "models/x does not exist"),
+        (
+            b"unreadable",
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "request: got '10 bytes that are none', ",
+        ),
         (b"fail retry", grpc.StatusCode.RESOURCE_EXHAUSTED, "too much"),
         (b"fail unknown", grpc.StatusCode.INTERNAL, "internal error; see the server's log for request "),
     ],

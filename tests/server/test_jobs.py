@@ -45,6 +45,27 @@ def test_training_tells_its_whole_story(stubs: Stubs, trained: jobs_pb2.Job) -> 
     assert trained.create_time.ToSeconds() <= trained.start_time.ToSeconds() <= trained.end_time.ToSeconds()
     assert trained.train.epochs == 6
     assert trained.attempt == 1
+    assert [e.state.report for e in events if e.state.report] == [f"{trained.name}/report"]
+    assert events[-1].state.report  # the last event links to it
+
+
+def test_the_log_as_a_tensorboard_file(stubs: Stubs, trained: jobs_pb2.Job) -> None:
+    request = jobs_pb2.TensorBoardRequest(name=trained.name)
+    so_far = b"".join(chunk.data for chunk in stubs.jobs.TensorBoard(request, timeout=60))
+    assert b"valid/accuracy" in so_far
+    assert b"training_curves" in so_far
+    request.follow = True  # of a job that has ended: the same
+    assert b"".join(chunk.data for chunk in stubs.jobs.TensorBoard(request, timeout=60)) == so_far
+    unknown = jobs_pb2.TensorBoardRequest(name=f"jobs/{uuid.uuid4()}")
+    assert failure(lambda: list(stubs.jobs.TensorBoard(unknown, timeout=20)))[0] == grpc.StatusCode.NOT_FOUND
+
+
+def test_a_tensorboard_file_grows_with_its_job(stubs: Stubs) -> None:
+    job = stubs.train(epochs=2)
+    request = jobs_pb2.TensorBoardRequest(name=job.name, follow=True)
+    followed = b"".join(chunk.data for chunk in stubs.jobs.TensorBoard(request, timeout=120))
+    assert get(stubs, job).state == jobs_pb2.SUCCEEDED
+    assert followed.count(b"valid/accuracy") == 2
 
 
 def test_artifacts_can_be_had(stubs: Stubs, trained: jobs_pb2.Job) -> None:
@@ -111,6 +132,7 @@ def test_auto_says_what_it_chose(stubs: Stubs) -> None:
     request = jobs_pb2.TrainRequest(
         train=jobs_pb2.TrainSpec(
             dataset="datasets/colours",
+            model_id="some",
             architecture="smallnet",
             recipe="auto",
             time_budget_minutes=0.4,

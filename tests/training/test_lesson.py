@@ -10,10 +10,12 @@ from safetensors.torch import save_file
 
 from pyserve import models
 from pyserve.data.manifest import Manifest
+from pyserve.errors import FailedPreconditionError
 from pyserve.spec import TrainSpec
 from pyserve.training.callbacks import EpochInfo, PhaseInfo, StepInfo
 from pyserve.training.checkpoint import NEWEST, load
 from pyserve.training.evaluation import logits_of
+from pyserve.training.lr_finder import Suggestion
 from pyserve.training.prepare import TrainDirs
 from pyserve.training.recipe import TrainOutcome, train
 from tests.training.support import Recorder, same
@@ -251,8 +253,6 @@ def test_a_curve_of_no_use_is_said_and_the_default_rate_taken(
     weights: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pyserve.errors import FailedPreconditionError
-
     def refuse(curves: object) -> None:
         raise FailedPreconditionError("the loss is flat")
 
@@ -261,3 +261,26 @@ def test_a_curve_of_no_use_is_said_and_the_default_rate_taken(
     outcome = run(tints(epochs=1, lr_from="self"), manifest, tmp_path, cache, weights, listener)
     assert outcome.learning_rate == 1e-3
     assert listener.warnings == [("no_learning_rate_found", "the loss is flat; taking 0.001 instead")]
+
+
+def test_a_later_curve_of_no_use_leaves_the_rate_of_the_phase_before(
+    manifest: Manifest,
+    tmp_path: Path,
+    cache: Path,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The head has learnt all it can: no range test of it can fall any more."""
+    found = [Suggestion("valley", 0.0123)]
+
+    def once(curves: object) -> dict[str, Suggestion]:
+        if not found:
+            raise FailedPreconditionError("the loss is flat")
+        return {"valley": found.pop()}
+
+    monkeypatch.setattr("pyserve.training.recipe.useful", lambda curves, warn: curves)
+    monkeypatch.setattr("pyserve.training.recipe.suggest_all", once)
+    listener = Listener()
+    run(tints(**{**LESSON, "tta": False}), manifest, tmp_path, cache, weights, listener)
+    assert [phase.learning_rate for phase in listener.phases] == [0.0123] * 3
+    assert listener.warnings == [("no_learning_rate_found", "the loss is flat; taking 0.0123 instead")] * 2

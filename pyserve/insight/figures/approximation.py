@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from pyserve.errors import InvalidArgumentError
@@ -61,7 +62,12 @@ def stairs(staircases: Sequence[Staircase], *, title: str = "A hidden layer of s
         _draw_staircase(axes, staircase)
     for axes in panels[len(staircases) :]:
         axes.set_visible(False)
-    panels[0].legend(loc="upper left", fontsize=9)
+    handles, _ = panels[0].get_legend_handles_labels()
+    handles += [
+        Line2D([], [], color=c, linewidth=2, label=way)
+        for c, way in ((GREEN, "a step up"), (ORANGE, "a step down"))
+    ]
+    panels[0].legend(handles=handles, loc="upper left", fontsize=9, ncols=2)
     panels[0].set_yticks([tick for tick in panels[0].get_yticks() if tick >= 0])  # below are the steps
     built.suptitle(f"{title}: the more steps, the closer", x=0.01, ha="left", fontsize=13)
     return built
@@ -85,7 +91,6 @@ def _draw_staircase(axes: Axes, staircase: Staircase) -> None:
     axes.set_title(f"{count} step{'s' if count != 1 else ''}: error {staircase.error:.2g}", fontsize=11)
     axes.set_xlim(0, 1)
     axes.set_ylim(low - 0.36 * span, float(staircase.target.max()) + 0.12 * span)
-    axes.text(0.995, base - 0.16 * span, "steps: up (green), down (orange)", fontsize=8, ha="right", color=MUTED)
 
 
 @figure("width_depth")

@@ -81,7 +81,7 @@ def _draw_accuracy(axes: Axes, bars: Sequence[ReliabilityBar], title: str) -> No
     axes.tick_params(labelbottom=False)
     handles = [
         axes.bar([0], [0], color=BLUE, label="accuracy"),
-        axes.bar([0], [0], color="none", edgecolor=VERMILION, hatch="////", label="too sure, or not sure enough"),
+        axes.bar([0], [0], color="none", edgecolor=VERMILION, hatch="////", label="too sure, or\nnot sure enough"),
     ]
     axes.legend(handles=handles, loc="upper left", fontsize=9)
 

@@ -19,7 +19,7 @@ from pyserve.inference.bundle import save_bundle
 from pyserve.inference.description import Preprocessing
 from pyserve.inference.model_info import ModelInfo
 from pyserve.inference.model_store import ModelStore
-from pyserve.jobs.events import Event, JobState, StepDone
+from pyserve.jobs.events import JobState, StepDone
 from pyserve.jobs.lr_from import finder_of
 from pyserve.jobs.paths import CACHE_FOLDER, job_folder
 from pyserve.jobs.records import TrainResult
@@ -192,6 +192,8 @@ def _provenance(spec: TrainSpec, manifest: Manifest, order: WorkerOrder) -> dict
         "recipe": spec.model_dump_json(),
         "pyserve": pyserve.__version__,
         "kernels": f"{info.isa_in_use}, cuda {'loaded' if info.cuda_loaded else 'not loaded'}",
+        "kernel_calls": ", ".join(f"{v.name} {v.calls}" for v in info.variants if v.calls),
+        "fell_back_to_aten": "; ".join(f"{what} ({calls})" for what, calls in info.fallbacks.items()) or "nothing",
         "torch": torch.__version__,
         "threads": str(torch.get_num_threads()),
     }
@@ -200,19 +202,12 @@ def _provenance(spec: TrainSpec, manifest: Manifest, order: WorkerOrder) -> dict
 def _curves(outcome: TrainOutcome, report: JobReport) -> Sequence[FigureFile]:
     from pyserve.insight.figures import training_curves  # matplotlib is slow to load, and needed last
 
-    steps = {e.payload.step: e.payload for e in _events(report) if isinstance(e.payload, StepDone)}
+    payloads = (event.payload for event in report.store.log(report.record.name))
+    steps = {p.step: p for p in payloads if isinstance(p, StepDone)}
     every = len(steps) // _CURVE_POINTS + 1
     epochs = outcome.history[-1]["epoch"] / outcome.history[-1]["step"]
     points = [(step * epochs, p.loss, p.learning_rates[-1]) for step, p in sorted(steps.items())[::every]]
     return training_curves(outcome.history, best_epoch=outcome.best_epoch, steps=points)
-
-
-def _events(report: JobReport) -> Iterator[Event]:
-    """The whole log, that of earlier workers too."""
-    seq = 1
-    while page := report.store.events(report.record.name, seq):
-        yield from page
-        seq = page[-1].seq + 1
 
 
 def _filters(model: nn.Module) -> Sequence[FigureFile]:

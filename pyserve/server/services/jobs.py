@@ -17,6 +17,7 @@ from pyserve.inference.model_store import ModelStore
 from pyserve.jobs.paths import artifacts_folder
 from pyserve.jobs.scheduler import Scheduler
 from pyserve.jobs.store import JobStore
+from pyserve.jobs.tensorboard import EventFile
 from pyserve.server import convert, validate
 from pyserve.server.pools import Pools
 from pyserve.spec import JobSpec, TrainSpec
@@ -113,6 +114,22 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         job, file = validate.artifact_name(request.name)
         return await self._pools.quick.run(self._artifact, job, file)
 
+    async def TensorBoard(
+        self, request: jobs_pb2.TensorBoardRequest, context: Any
+    ) -> AsyncIterator[jobs_pb2.TensorBoardChunk]:
+        """The job's log as an event file."""
+        name = validate.job_name(request.name)
+        record = await self._pools.quick.run(self._store.get, name)
+        file = EventFile(record, lambda artifact: self._read(name, artifact))
+        yield jobs_pb2.TensorBoardChunk(data=file.header())
+        async with aclosing(self._scheduler.watch(name)) as events:  # type: ignore[type-var]
+            async for event in events:
+                data = await self._pools.quick.run(file.of, event)
+                if data:
+                    yield jobs_pb2.TensorBoardChunk(data=data)
+                if event.seq >= record.last_seq and not request.follow:
+                    return
+
     async def _submit(self, spec: JobSpec, training: TrainSpec, prefix: str, request_id: str) -> jobs_pb2.Job:
         request_id = validate.request_id(request_id)
         await self._pools.quick.run(self._check, training, prefix)
@@ -146,8 +163,15 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         if file not in known:
             there = f"there are {', '.join(sorted(known))}" if known else "it has made none so far"
             raise NotFoundError(f"{job} has no artifact {file}; {there}")
-        try:
-            data = (artifacts_folder(self._data_dir, job) / file).read_bytes()
-        except OSError as error:
-            raise DataLossError(f"{job}: artifact {file} cannot be read: {error.strerror}") from error
+        data = self._read(job, file)
+        if data is None:
+            raise DataLossError(f"{job}: artifact {file} cannot be read any more")
         return common_pb2.Figure(name=file, media_type=known[file].media_type, data=data)
+
+    def _read(self, job: str, file: str) -> bytes | None:
+        """A file that a job made; None, and a line in the server's log, where it cannot be read."""
+        try:
+            return (artifacts_folder(self._data_dir, job) / file).read_bytes()
+        except OSError:
+            log.exception("%s: artifact %s cannot be read", job, file)
+            return None

@@ -5,7 +5,7 @@ predictions.py    TopLosses, ConfusionMatrix, CompareModels, Calibration, Calibr
 neighbours.py     LabelIssues, Duplicates
 network.py        Layers, Filters, FeatureMaps, TopPatches, Evolution, Explain
 lessons.py        ApplyKernel, Approximate
-report.py         Report
+report.py         Report, with report_sections.py about rates and the network
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pyserve import kernels
 from pyserve.jobs.store import JobStore
 from pyserve.server.ledger import RequestLedger
 from pyserve.server.pools import Pools
-from pyserve.server.services.insight.lessons import LessonCalls
 from pyserve.server.services.insight.looker import Looker
 from pyserve.server.services.insight.report import ReportCalls
 from pyserve.v1 import insight_pb2, insight_pb2_grpc
@@ -25,7 +24,7 @@ from pyserve.v1 import insight_pb2, insight_pb2_grpc
 __all__ = ["InsightService", "Looker"]
 
 
-class InsightService(ReportCalls, LessonCalls, insight_pb2_grpc.InsightServicer):
+class InsightService(ReportCalls, insight_pb2_grpc.InsightServicer):
     """Insight over gRPC.
 
     Args:

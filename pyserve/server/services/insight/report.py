@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from pyserve import kernels
 from pyserve.errors import (
-    CancelledError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
-    PyserveError,
 )
 from pyserve.inference.model_info import ModelInfo
-from pyserve.inference.probe import Probe
 from pyserve.insight.figures import FigureFile
 from pyserve.insight.report import Page, Section, Table, render
 from pyserve.insight.shared import ShouldStop
@@ -25,32 +25,33 @@ from pyserve.jobs.records import JobRecord, TrainResult
 from pyserve.server import validate
 from pyserve.server.services.insight.looker import Question
 from pyserve.server.services.insight.neighbours import NeighbourCalls
-from pyserve.server.services.insight.network import NetworkCalls
 from pyserve.server.services.insight.predictions import PredictionCalls
-from pyserve.spec import TrainSpec
-from pyserve.v1 import common_pb2, insight_pb2
+from pyserve.server.services.insight.report_sections import (
+    NetworkSections,
+    files,
+    guarded,
+    own_range_tests,
+    renamed,
+)
+from pyserve.spec import OWN_FINDER, TrainSpec
+from pyserve.v1 import insight_pb2
 
 _GALLERY = 12
 _ISSUES = 12
-_EXPLAINED = 3
-_FEATURE_MAPS = 6
-_SHOWN_LAYERS = (0.2, 0.55, 0.9)  # how far into the network
+_CLASSES, _OF_A_CLASS = 10, 4
 _TEXTS = {
     "most_incorrect": "Wrong, and most sure of it.",
     "most_uncertain": "Nearly as much for one class as for another.",
     "most_correct": "Right, and most sure of it.",
 }
 
-Make = Callable[[], Section]
 
-
-class ReportCalls(PredictionCalls, NeighbourCalls, NetworkCalls):
+class ReportCalls(PredictionCalls, NeighbourCalls, NetworkSections):
     """See the package."""
 
     async def Report(self, request: insight_pb2.ReportRequest, context: Any) -> insight_pb2.ReportResponse:
         """All of a model on one page."""
-        is_job = request.name.startswith("jobs/")
-        name = validate.job_name(request.name) if is_job else validate.model_name(request.name)
+        name = validate.trained_name(request.name)
         dataset = validate.dataset_name(request.dataset, "dataset") if request.dataset else ""
         part = validate.part(request.part)
         return await self.run(context, lambda stop: self._report(name, dataset, part, stop))
@@ -63,18 +64,14 @@ class ReportCalls(PredictionCalls, NeighbourCalls, NetworkCalls):
         job = self._job_of(info)
         sections = [
             _overview(info),
-            *([_guarded("Training", lambda: self._training(job)), *self._finder(job)] if job else []),
-            _guarded("Confusion matrix", lambda: self._confusions(asked, stop)),
-            _guarded("Calibration", lambda: self._reliability(asked, stop)),
-            *[_guarded(_title(order), partial(self._gallery, asked, order, stop)) for order in _TEXTS],
-            _guarded("Why it is wrong", lambda: self._explanations(asked, stop)),
-            _guarded("Labels that are probably wrong", lambda: self._suspects(asked, stop)),
-            _guarded("Pictures that show the same", lambda: self._copies(asked, stop)),
-            _guarded("First-layer filters", lambda: _figures_of("First-layer filters", self._filters(info.name))),
-            *[
-                _guarded(f"What {layer} looks for", partial(self._patches, asked, layer, stop))
-                for layer in _shown_layers(probe)
-            ],
+            *([guarded("Training", lambda: self._training(job)), *self._finder(job)] if job else []),
+            guarded("Confusion matrix", lambda: self._confusions(asked, stop)),
+            guarded("Calibration", lambda: self._reliability(asked, stop)),
+            *[guarded(_title(order), partial(self._gallery, asked, order, stop)) for order in _TEXTS],
+            guarded("Class by class", lambda: self._classes(asked, info.labels, stop)),
+            guarded("Labels that are probably wrong", lambda: self._suspects(asked, stop)),
+            guarded("Pictures that show the same", lambda: self._copies(asked, stop)),
+            *self._inside(asked, probe, job, self._worst(asked, stop), stop),
             _kernels(),
         ]
         made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
@@ -117,10 +114,12 @@ class ReportCalls(PredictionCalls, NeighbourCalls, NetworkCalls):
 
     def _finder(self, job: JobRecord) -> Sequence[Section]:
         finder = job.spec.lr_from if isinstance(job.spec, TrainSpec) else ""
-        if not finder.startswith("jobs/"):
-            return ()
         title = "Learning-rate finder"
-        return (_guarded(title, lambda: Section(title, figures=self._artifacts(self.jobs.get(finder), set()))),)
+        if finder == OWN_FINDER:
+            return (guarded(title, lambda: own_range_tests(self.jobs.log(job.name))),)
+        if not finder:
+            return ()
+        return (guarded(title, lambda: Section(title, figures=self._artifacts(self.jobs.get(finder), set()))),)
 
     def _artifacts(self, job: JobRecord, left_out: set[str]) -> list[FigureFile]:
         """The figures that a job drew."""
@@ -141,7 +140,7 @@ class ReportCalls(PredictionCalls, NeighbourCalls, NetworkCalls):
         rows = [(p.label, p.predicted, str(p.count)) for p in answer.most_confused]
         facts = {"accuracy": f"{answer.accuracy:.2%}", "loss": f"{answer.loss:.4f} nats"}
         table = Table(("label", "taken for", "times"), rows)
-        return Section("Confusion matrix", facts=facts, table=table, figures=_files(answer.figures))
+        return Section("Confusion matrix", facts=facts, table=table, figures=files(answer.figures))
 
     def _reliability(self, asked: Question, stop: ShouldStop) -> Section:
         answer = self._calibration(asked, 15, "equal_width", stop)
@@ -150,51 +149,50 @@ class ReportCalls(PredictionCalls, NeighbourCalls, NetworkCalls):
             "at the fitted temperature": f"{answer.after.expected_calibration_error:.2%}",
             "temperature": f"{answer.model_temperature:.3g}, fitted {answer.temperature:.3g} times that",
         }
-        return Section("Calibration", facts=facts, figures=_files(answer.figures))
+        return Section("Calibration", facts=facts, figures=files(answer.figures))
 
     def _gallery(self, asked: Question, order: str, stop: ShouldStop) -> Section:
         answer = self._top_losses(asked, order, _GALLERY, "", "", stop)
-        return Section(_title(order), _TEXTS[order], figures=_files(answer.figures))
+        return Section(_title(order), _TEXTS[order], figures=files(answer.figures))
 
-    def _explanations(self, asked: Question, stop: ShouldStop) -> Section:
-        worst = self._top_losses(asked, "most_incorrect", _EXPLAINED, "", "", stop).items
+    def _classes(self, asked: Question, labels: Sequence[str], stop: ShouldStop) -> Section:
+        """A table of all classes, and of the first ones the pictures that stand out."""
+        answer = self._confusion_matrix(asked, stop)
+        counts = np.array(answer.counts).reshape(len(answer.labels), -1)
+        rows = [_class_row(answer.labels, i, row) for i, row in enumerate(counts)]
         figures = []
-        for number, item in enumerate(worst):
-            picture = insight_pb2.Picture(path=item.path, dataset=asked.dataset)
-            request = insight_pb2.ExplainRequest(model=asked.model, picture=picture)
-            for file in _files(self._explain(request, stop).figures):
-                figures.append(FigureFile(f"{number + 1}_{file.name}", file.media_type, file.data))
-        text = "What speaks for the wrong answer in the pictures that are most wrong (Grad-CAM)."
-        return Section("Why it is wrong", text if figures else "No picture is labelled wrongly.", figures=figures)
+        for number, label in enumerate(labels[:_CLASSES], 1):
+            for order in _TEXTS:
+                found = self._top_losses(asked, order, _OF_A_CLASS, label, "", stop)
+                figures += renamed(number, found.figures if found.items else [])
+        text = "The most incorrect, most uncertain and most correct pictures of each class"
+        text += f" (the first {_CLASSES} of {len(labels)})." if len(labels) > _CLASSES else "."
+        table = Table(("label", "pictures", "right", "else most often taken for"), rows)
+        return Section("Class by class", text, table=table, figures=figures)
+
+    def _worst(self, asked: Question, stop: ShouldStop) -> list[str]:
+        try:
+            return [x.path for x in self._top_losses(asked, "most_incorrect", _GALLERY, "", "", stop).items]
+        except FailedPreconditionError:  # no pictures in this part; the sections above say so
+            return []
 
     def _suspects(self, asked: Question, stop: ShouldStop) -> Section:
         answer = self._label_issues(asked.model, asked.dataset, ("train", "valid"), _ISSUES, stop)
         text = f"{answer.suspected} pictures have neighbours with another label, {answer.confident} clearly so."
-        return Section("Labels that are probably wrong", text, figures=_files(answer.figures))
+        return Section("Labels that are probably wrong", text, figures=files(answer.figures))
 
     def _copies(self, asked: Question, stop: ShouldStop) -> Section:
         answer = self._duplicates(asked.model, asked.dataset, ("train", "valid"), None, _GALLERY, stop)
         title = "Pictures that show the same"
-        return Section(title, f"{answer.found} pairs.", figures=_files(answer.figures) if answer.found else ())
-
-    def _patches(self, asked: Question, layer: str, stop: ShouldStop) -> Section:
-        request = insight_pb2.TopPatchesRequest(
-            model=asked.model, dataset=asked.dataset, layer=layer, channel_count=_FEATURE_MAPS
-        )
-        answer = self._top_patches(request, stop)
-        field = answer.layer
-        text = f"Each place sees {field.field_height} × {field.field_width} pixels of the picture."
-        return Section(f"What {layer} looks for", text, figures=_files(answer.figures))
+        return Section(title, f"{answer.found} pairs.", figures=files(answer.figures) if answer.found else ())
 
 
-def _guarded(title: str, make: Make) -> Section:
-    """A section, or why it is missing; what is cancelled is cancelled as a whole."""
-    try:
-        return make()
-    except CancelledError:
-        raise
-    except PyserveError as error:
-        return Section(title, problem=error.message)
+def _class_row(labels: Sequence[str], i: int, counts: npt.NDArray[np.int64]) -> tuple[str, ...]:
+    """A class, its pictures, how many are right, and for what the others are taken most often."""
+    others = counts.copy()
+    others[i] = 0
+    taken_for = f"{labels[others.argmax()]} ({others.max()})" if others.any() else ""
+    return labels[i], str(counts.sum()), str(counts[i]), taken_for
 
 
 def _overview(info: ModelInfo) -> Section:
@@ -220,25 +218,5 @@ def _kernels() -> Section:
     return Section("What runs underneath", text, facts, table)
 
 
-def _shown_layers(probe: Probe) -> list[str]:
-    """An early, a middle and a late layer, whole blocks where there are some."""
-    around = [
-        x.name
-        for x in probe.layers
-        if x.height * x.width >= 9 and any(probe.model.get_submodule(x.name).children())
-    ]
-    names = around or [x.name for x in probe.layers]
-    chosen = [names[min(int(place * len(names)), len(names) - 1)] for place in _SHOWN_LAYERS]
-    return list(dict.fromkeys(chosen))
-
-
 def _title(order: str) -> str:
     return order.replace("_", " ").capitalize()
-
-
-def _figures_of(title: str, answer: insight_pb2.FiltersResponse) -> Section:
-    return Section(title, figures=_files(answer.figures))
-
-
-def _files(figures: Iterable[common_pb2.Figure]) -> list[FigureFile]:
-    return [FigureFile(f.name, f.media_type, f.data) for f in figures]

@@ -1,53 +1,24 @@
-"""What a job is asked to do: the one typed description that server, job store, worker and training share.
-
-Field names, meanings and defaults are those of `protos/pyserve/v1/jobs.proto`; a test checks that they agree.
-The descriptions are the short form that the command line shows. Nothing here loads torch, so the server's front
-and the job control stay light.
-"""
+"""What to train, on what, and how."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    field_validator,
-    model_serializer,
-    model_validator,
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from pyserve.errors import InvalidArgumentError
+from pyserve.spec.base import Finite, Spec, located
+from pyserve.spec.names import (
+    OWN_FINDER,
+    RESOURCE_ID,
+    Augment,
+    ClassWeights,
+    Optimizer,
+    Precision,
+    Recipe,
+    Schedule,
 )
-from pydantic_core import PydanticCustomError
-
-from pyserve.errors import FieldViolation, InvalidArgumentError
-
-RESOURCE_ID = r"[a-z0-9][a-z0-9_-]{0,62}"
-OWN_FINDER = "self"  # `lr_from`: the training runs range tests of its own
-Recipe = Literal["schedule", "fine_tune", "lesson1", "auto"]
-Schedule = Literal["one_cycle", "sgdr", "triangular", "triangular2", "exp_range", "cosine", "constant"]
-Optimizer = Literal["adamw", "sgd"]
-Augment = Literal["none", "flip", "crop", "standard", "strong"]
-ClassWeights = Literal["none", "balanced"]
-Precision = Literal["float32", "bfloat16"]
-Rule = Literal["valley", "knee", "steep", "slide", "minimum"]
-Mode = Literal["exponential", "doubling", "linear"]
-DEFAULT_RULE: Rule = "valley"
-ImageKernel = Literal[
-    "identity",
-    "sobel_top",
-    "sobel_bottom",
-    "sobel_left",
-    "sobel_right",
-    "emboss",
-    "sharpen",
-    "blur",
-    "outline",
-]
-IMAGE_KERNEL_NAMES: tuple[str, ...] = get_args(ImageKernel)
-APPROXIMATION_TARGETS = ("waves", "sine", "sawtooth", "jump")
 
 _DEFAULT_LEARNING_RATE = {"adamw": 1e-3, "sgd": 0.05}
 _DEFAULT_WEIGHT_DECAY = {"adamw": 0.01, "sgd": 5e-4}
@@ -89,19 +60,8 @@ CHOSEN_BY_AUTO = (
     "precompute",
 )
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 
-
-def _located(field: str, got: object, expected: str) -> PydanticCustomError:
-    """The error of a check that sees several fields, for the one to blame."""
-    return PydanticCustomError("located", "{expected}", {"field": field, "got": got, "expected": expected})
-
-
-class _Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
-
-
-class TrainSpec(_Spec):
+class TrainSpec(Spec):
     """What to train, on what, and how (`pyserve.v1.TrainSpec`, which explains each field)."""
 
     dataset: str = Field(pattern=rf"^datasets/{RESOURCE_ID}$", description="Dataset to train on, datasets/{id}.")
@@ -246,25 +206,25 @@ class TrainSpec(_Spec):
             for name in CHOSEN_BY_AUTO:
                 if name in values:
                     expected = "nothing: recipe auto chooses it from time_budget_minutes"
-                    raise _located(name, values[name], expected)
+                    raise located(name, values[name], expected)
         return values
 
     @model_validator(mode="after")
     def _agree(self) -> TrainSpec:
         """Fields that must fit each other; each error names the one to change."""
         if self.recipe == "auto" and self.time_budget_minutes is None:
-            raise _located("time_budget_minutes", None, "a number: recipe auto plans for it")
+            raise located("time_budget_minutes", None, "a number: recipe auto plans for it")
         if self.recipe != "auto" and self.time_budget_minutes is not None:
-            raise _located("time_budget_minutes", self.time_budget_minutes, "nothing, or recipe auto")
+            raise located("time_budget_minutes", self.time_budget_minutes, "nothing, or recipe auto")
         if self.recipe in ("fine_tune", "lesson1"):
             if not self.weights:
-                raise _located("weights", "", f"weights to begin with: recipe {self.recipe} adapts a trained body")
+                raise located("weights", "", f"weights to begin with: recipe {self.recipe} adapts a trained body")
             if self.freeze_body:
-                raise _located("freeze_body", True, f"false: recipe {self.recipe} unfreezes the body")
+                raise located("freeze_body", True, f"false: recipe {self.recipe} unfreezes the body")
         if self.precompute and not self.weights:
-            raise _located("precompute", True, "false, or weights: a body without them has nothing to tell")
+            raise located("precompute", True, "false, or weights: a body without them has nothing to tell")
         if self.start_image_size and self.image_size and self.start_image_size > self.image_size:
-            raise _located("start_image_size", self.start_image_size, f"≤ image_size = {self.image_size}")
+            raise located("start_image_size", self.start_image_size, f"≤ image_size = {self.image_size}")
         return self
 
     @model_serializer(mode="wrap")
@@ -314,124 +274,3 @@ class TrainSpec(_Spec):
     def effective_freeze_batch_norm(self) -> bool:
         """Whether BatchNorm statistics of the body stay: by default where it came with weights."""
         return bool(self.weights) if self.freeze_batch_norm is None else self.freeze_batch_norm
-
-
-class FindLearningRateSpec(_Spec):
-    """A learning-rate range test (`pyserve.v1.FindLearningRateSpec`, which explains each field)."""
-
-    training: TrainSpec = Field(description="The training for which the rate is sought.")
-    start_lr: Finite = Field(default=1e-7, gt=0, description="First learning rate.")
-    end_lr: Finite = Field(default=10.0, gt=0, validate_default=True, description="Last learning rate.")
-    steps: int = Field(default=100, ge=10, le=100_000, description="Mini-batches.")
-    mode: Mode = Field(default="exponential", description="How the rate grows from step to step.")
-    divergence_factor: Finite = Field(
-        default=4.0, gt=1, description="Stop when the smoothed loss exceeds this many times its best."
-    )
-    repeats: int = Field(
-        default=1, ge=1, le=20, description="Runs with other seeds, for the spread of each suggestion."
-    )
-    rule: Rule = Field(default=DEFAULT_RULE, description="Rule whose suggestion is recommended.")
-
-    @field_validator("end_lr")
-    @classmethod
-    def _end_above_start(cls, value: float, info: Any) -> float:
-        start = info.data.get("start_lr")
-        if start is not None and value <= start:
-            raise ValueError(f"a rate above start_lr = {start:g}")
-        return value
-
-    @field_validator("training")
-    @classmethod
-    def _without_auto(cls, value: TrainSpec) -> TrainSpec:
-        if value.recipe == "auto":
-            raise _located("recipe", "auto", "another one: auto has chosen no image size and no batch size yet")
-        return value
-
-
-JobSpec = TrainSpec | FindLearningRateSpec
-
-
-def comparable(train: TrainSpec, finder: FindLearningRateSpec, digests: tuple[str, str]) -> list[str]:
-    """In what a training differs from the range test whose learning rate it takes: a phrase each; none is well.
-
-    Optimiser and starting weights count beside what `lr_from_policy` lists: they shift the rate as much.
-
-    Args:
-        train: the training.
-        finder: the range test.
-        digests: of the data that each reads (their manifests'), the training's first.
-    """
-    sought = finder.training
-    facts: dict[str, tuple[object, object]] = {
-        "data version": (digests[0][:12], digests[1][:12]),
-        "image size": (train.image_size or "default", sought.image_size or "default"),
-        "pictures per step": (
-            train.batch_size * train.gradient_accumulation,
-            sought.batch_size * sought.gradient_accumulation,
-        ),
-        "augmentation": (train.augment, sought.augment),
-        "architecture": (train.architecture, sought.architecture),
-        "weights": (train.weights or "none", sought.weights or "none"),
-        "frozen body": (train.freeze_body, sought.freeze_body),
-        "frozen BatchNorm": (train.effective_freeze_batch_norm, sought.effective_freeze_batch_norm),
-        "optimizer": (train.optimizer, sought.optimizer),
-    }
-    return [f"{what}: {ours} here, {theirs} there" for what, (ours, theirs) in facts.items() if ours != theirs]
-
-
-_LIMIT_SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-
-
-def parse(model: type[_Spec], values: dict[str, Any], prefix: str) -> Any:
-    """Build a spec from plain values, or say which fields are wrong.
-
-    Args:
-        model: `TrainSpec` or `FindLearningRateSpec`.
-        values: field → value; absent fields take their defaults.
-        prefix: the request field that holds the spec, such as "train".
-
-    Raises:
-        InvalidArgumentError: with one violation per wrong field, `train.epochs: got -1, expected ≥ 1`.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        violations = tuple(_violation(e, prefix) for e in error.errors())
-        message = "; ".join(f"{v.field}: {v.description}" for v in violations)
-        raise InvalidArgumentError(message, fields=violations) from None
-
-
-def _violation(error: Any, prefix: str) -> FieldViolation:
-    field = ".".join([prefix, *(str(part) for part in error["loc"])])
-    got = error["input"]
-    if error["type"] == "located":
-        field, got = f"{field}.{error['ctx']['field']}", error["ctx"]["got"]
-    told = "nothing" if error["type"] == "missing" or got is None else _short(got)
-    return FieldViolation(field, f"got {told}, expected {_expectation(error)}")
-
-
-def _expectation(error: Any) -> str:
-    kind, context = error["type"], error.get("ctx", {})
-    if kind == "located":
-        return str(context["expected"])
-    for key, sign in _LIMIT_SIGNS.items():
-        if key in context:
-            return f"{sign} {context[key]}"
-    if kind == "missing":
-        return "a value"
-    if kind == "literal_error":
-        return f"one of {context['expected']}"
-    if kind == "string_pattern_mismatch":
-        return f"text matching {context['pattern']}"
-    if kind == "finite_number":
-        return "a finite number"
-    if kind == "extra_forbidden":
-        return "no such field"
-    if kind == "value_error":
-        return str(context["error"])
-    return str(error["msg"][0].lower() + error["msg"][1:])
-
-
-def _short(value: object, limit: int = 200) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"

@@ -1,0 +1,30 @@
+"""What fields of a job, and of calls that look at networks, may name."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+RESOURCE_ID = r"[a-z0-9][a-z0-9_-]{0,62}"
+OWN_FINDER = "self"  # `lr_from`: the training runs range tests of its own
+Recipe = Literal["schedule", "fine_tune", "lesson1", "auto"]
+Schedule = Literal["one_cycle", "sgdr", "triangular", "triangular2", "exp_range", "cosine", "constant"]
+Optimizer = Literal["adamw", "sgd"]
+Augment = Literal["none", "flip", "crop", "standard", "strong"]
+ClassWeights = Literal["none", "balanced"]
+Precision = Literal["float32", "bfloat16"]
+Rule = Literal["valley", "knee", "steep", "slide", "minimum"]
+Mode = Literal["exponential", "doubling", "linear"]
+DEFAULT_RULE: Rule = "valley"
+ImageKernel = Literal[
+    "identity",
+    "sobel_top",
+    "sobel_bottom",
+    "sobel_left",
+    "sobel_right",
+    "emboss",
+    "sharpen",
+    "blur",
+    "outline",
+]
+IMAGE_KERNEL_NAMES: tuple[str, ...] = get_args(ImageKernel)
+APPROXIMATION_TARGETS = ("waves", "sine", "sawtooth", "jump")
