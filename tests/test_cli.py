@@ -44,7 +44,7 @@ COMMANDS = (
     *("top-losses", "confusion-matrix", "compare-models", "calibration", "calibrate", "label-issues"),
     *("duplicates", "layers", "filters", "feature-maps", "top-patches", "evolution", "explain"),
     *("image-kernel", "approximate", "report", "kernels"),
-    *(f"datasets {name}" for name in ("upload", "register", "list", "show", "relabel", "delete")),
+    *(f"datasets {name}" for name in ("upload", "register", "list", "show", "picture", "relabel", "delete")),
     *(f"jobs {name}" for name in ("list", "show", "watch", "cancel", "resume", "delete", "artifacts")),
     *(f"models {name}" for name in ("list", "show", "load", "unload", "alias", "delete", "export", "import")),
     *(f"tokens {name}" for name in ("create", "list", "revoke")),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyserve.v1 import insight_pb2
+from pyserve.v1 import datasets_pb2, insight_pb2
 from tests.client.fake import FakeServer
 from tests.test_cli import Run, fake, run  # noqa: F401  # fixtures
 
@@ -87,6 +87,15 @@ def test_own_and_learned_kernels(fake: FakeServer, run: Run, tmp_path: Path) -> 
         done = run("image-kernel", str(picture), *wrong)
         assert done.code == 2
         assert "NAME: got" in done.err or "--matrix: got 'one two'" in done.err
+
+
+def test_a_picture_of_a_dataset_is_saved(fake: FakeServer, run: Run, tmp_path: Path) -> None:  # noqa: F811
+    done = run(
+        "datasets", "picture", "datasets/d", "a/1.png", "--max-side", "64", "--output", str(tmp_path / "new")
+    )
+    assert (done.code, done.out) == (0, f"{tmp_path / 'new' / 'p.jpg'}\n")
+    assert (tmp_path / "new" / "p.jpg").read_bytes() == b"a/1.png"
+    assert fake.requests == [datasets_pb2.GetPictureRequest(name="datasets/d", path="a/1.png", max_side=64)]
 
 
 def test_relabel_from_options_and_from_a_file(fake: FakeServer, run: Run, tmp_path: Path) -> None:  # noqa: F811

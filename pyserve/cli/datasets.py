@@ -18,6 +18,7 @@ from pyserve.cli.output import (
     print_facts,
     print_json,
     print_table,
+    save_figures,
 )
 from pyserve.cli.progress import upload as upload_with_bar
 from pyserve.client import DEFAULT_ADDRESS
@@ -108,6 +109,22 @@ def show(name: Name, address: Address = DEFAULT_ADDRESS, as_json: AsJson = False
     """Describe one dataset: classes, split, left-out pictures."""
     with connect(address) as client:
         show_dataset(client.get_dataset(name), as_json)
+
+
+@app.command()
+def picture(
+    name: Name,
+    path: Annotated[str, typer.Argument(help="The picture's path inside the dataset.", metavar="PATH")],
+    output: Annotated[Path, typer.Option(help="Folder to save it in; made if missing.")] = Path(),
+    max_side: Annotated[
+        int | None, typer.Option(help="Pixels of its longer side at most, 16 to 2048; default 512.")
+    ] = None,
+    address: Address = DEFAULT_ADDRESS,
+) -> None:
+    """Save one picture of a dataset as a JPEG, small enough to be shown, and print the file's path."""
+    with connect(address) as client:
+        [saved] = save_figures([client.get_picture(name, path, max_side=max_side)], output)
+    print(saved)
 
 
 @app.command()

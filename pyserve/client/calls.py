@@ -106,6 +106,19 @@ class Calls(ModelCalls, InsightCalls):
         """One dataset, "datasets/{id}"."""
         return await self._call(self._stubs.datasets.Get, datasets_pb2.GetDatasetRequest(name=name), timeout_s)
 
+    async def get_picture(
+        self, name: str, path: str, *, max_side: int | None = None, timeout_s: float | None = None
+    ) -> common_pb2.Figure:
+        """A JPEG of one picture of a dataset, to look at.
+
+        Args:
+            name: "datasets/{id}".
+            path: the picture's, inside the dataset.
+            max_side: pixels of its longer side at most, 16…2048; the server's default is 512.
+        """
+        request = datasets_pb2.GetPictureRequest(name=name, path=path, max_side=max_side)
+        return await self._call(self._stubs.datasets.GetPicture, request, timeout_s)
+
     async def list_datasets(self, *, timeout_s: float | None = None) -> list[datasets_pb2.Dataset]:
         """All datasets, newest first."""
         request = datasets_pb2.ListDatasetsRequest(page_size=PAGE_SIZE)

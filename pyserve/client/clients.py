@@ -184,6 +184,7 @@ class Client:
     upload_dataset = _blocking(Calls.upload_dataset)
     register_dataset = _blocking(Calls.register_dataset)
     get_dataset = _blocking(Calls.get_dataset)
+    get_picture = _blocking(Calls.get_picture)
     list_datasets = _blocking(Calls.list_datasets)
     relabel_dataset = _blocking(Calls.relabel_dataset)
     delete_dataset = _blocking(Calls.delete_dataset)

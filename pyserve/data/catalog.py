@@ -22,6 +22,7 @@ from pyserve.config import Settings
 from pyserve.data.archive import ArchiveLimits, unpack
 from pyserve.data.cache import forget
 from pyserve.data.folder import ScanOptions, scan
+from pyserve.data.images import decode_preview
 from pyserve.data.manifest import Manifest
 from pyserve.data.names import CACHE_FOLDER
 from pyserve.data.relabel import next_id, relabelled
@@ -36,6 +37,7 @@ from pyserve.data.staging import (
 )
 from pyserve.errors import (
     AlreadyExistsError,
+    DataError,
     DataLossError,
     InvalidArgumentError,
     NotFoundError,
@@ -175,6 +177,21 @@ class Catalog:
             places = [place for place in places if place > after]
         token = paging.encode_token(places[size - 1]) if len(places) > size else ""
         return tuple(self._readable(dataset_id for _, dataset_id in places[:size])), token
+
+    def preview(self, name: str, path: str, max_side: int) -> bytes:
+        """A JPEG of one picture, at most `max_side` pixels in its longer side.
+
+        Raises:
+            InvalidArgumentError, NotFoundError: as for `get`, and where the dataset has no such picture.
+            DataLossError: the picture cannot be read any more.
+        """
+        manifest = self.get(name)
+        file = Path(manifest.root, manifest.item(path, "path").path)
+        try:
+            return decode_preview(file, max_side, max_pixels=self._settings.max_image_pixels)
+        except (DataError, OSError) as error:
+            reason = error.message if isinstance(error, DataError) else error.strerror
+            raise DataLossError(f"{name}: {path} cannot be read any more: {reason}") from error
 
     def delete(self, name: str) -> None:
         """Remove a dataset, its uploaded pictures and what the cache holds of it; registered pictures stay.

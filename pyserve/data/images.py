@@ -116,6 +116,26 @@ def decode_square(source: Source, side: int, *, max_pixels: int) -> npt.NDArray[
     return _channels_first(square if turn is None else square.transpose(turn))
 
 
+def decode_preview(source: Source, max_side: int, *, max_pixels: int) -> bytes:
+    """A JPEG of an encoded picture, to look at: upright, at most `max_side` pixels in its longer side.
+
+    Args:
+        source, max_pixels: as for `decode_image`.
+
+    Raises:
+        DataError, OSError: as `decode_image` does.
+    """
+    with _loaded(source, max_pixels, max_side) as (image, box):
+        width, height = box[2] - box[0], box[3] - box[1]
+        scale = min(1.0, max_side / max(width, height))
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        turn = _turn_of(image)
+        small = _to_rgb(image).resize(size, Image.Resampling.LANCZOS, box=box)
+    buffer = io.BytesIO()
+    (small if turn is None else small.transpose(turn)).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
 def read_square(path: Path, side: int, *, max_pixels: int) -> ReadSquare:
     """`decode_square` of a file, and the file's hash."""
     digest = hashlib.sha256()

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from pyserve.errors import DataLossError
+from pyserve.errors import DataLossError, InvalidArgumentError
 
 Part = Literal["train", "valid"]
 
@@ -73,6 +73,14 @@ class Manifest:
     digest: str  # see `digest_of`
     create_time: float  # seconds since the epoch
     origin: Origin | None = None  # of one that was made by correcting labels
+
+    def item(self, path: str, field: str) -> Item:
+        """The picture at a path; the error blames `field` of a request."""
+        for item in self.items:
+            if item.path == path:
+                return item
+        some = f", such as {self.items[0].path}" if self.items else ""
+        raise InvalidArgumentError.field(field, path, f"a picture of {self.name}{some}")
 
     @property
     def version(self) -> int:

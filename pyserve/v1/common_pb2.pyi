@@ -45,7 +45,7 @@ Global___Part: _TypeAlias = Part  # noqa: Y015
 
 @_typing.final
 class Figure(_message.Message):
-    """A picture that the server drew, ready to be stored in a file."""
+    """A picture, ready to be stored in a file."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

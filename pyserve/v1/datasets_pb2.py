@@ -24,51 +24,54 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from pyserve.v1 import common_pb2 as pyserve_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19pyserve/v1/datasets.proto\x12\npyserve.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8c\x01\n\x0e\x44\x61tasetOptions\x12.\n\nbad_images\x18\x01 \x01(\x0e\x32\x1a.pyserve.v1.BadImagePolicy\x12\x1b\n\x0evalid_fraction\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x03 \x01(\x03H\x01\x88\x01\x01\x42\x11\n\x0f_valid_fractionB\x07\n\x05_seed\"W\n\rUploadRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.pyserve.v1.UploadHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\x9d\x01\n\x0cUploadHeader\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x05 \x01(\x03\x12+\n\x07options\x18\x06 \x01(\x0b\x32\x1a.pyserve.v1.DatasetOptions\"(\n\x12QueryUploadRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"T\n\x13QueryUploadResponse\x12\x17\n\x0f\x63ommitted_bytes\x18\x01 \x01(\x03\x12$\n\x07\x64\x61taset\x18\x02 \x01(\x0b\x32\x13.pyserve.v1.Dataset\"t\n\x0fRegisterRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ndataset_id\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12+\n\x07options\x18\x04 \x01(\x0b\x32\x1a.pyserve.v1.DatasetOptions\"\xb7\x02\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x07\x63lasses\x18\x02 \x03(\x0b\x32\x18.pyserve.v1.DatasetClass\x12\x13\n\x0btrain_count\x18\x03 \x01(\x03\x12\x13\n\x0bvalid_count\x18\x04 \x01(\x03\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12(\n\nbad_images\x18\x07 \x03(\x0b\x32\x14.pyserve.v1.BadImage\x12\x15\n\rhas_own_split\x18\x08 \x01(\x08\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\n \x01(\x05\x12\"\n\x06origin\x18\x0b \x01(\x0b\x32\x12.pyserve.v1.Origin\"V\n\x06Origin\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12+\n\x0b\x63orrections\x18\x03 \x03(\x0b\x32\x16.pyserve.v1.Correction\"@\n\nCorrection\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\told_label\x18\x02 \x01(\t\x12\x11\n\tnew_label\x18\x03 \x01(\t\"F\n\x0c\x44\x61tasetClass\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0btrain_count\x18\x02 \x01(\x03\x12\x13\n\x0bvalid_count\x18\x03 \x01(\x03\"(\n\x08\x42\x61\x64Image\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x86\x01\n\x0eRelabelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12-\n\x0b\x63orrections\x18\x03 \x03(\x0b\x32\x18.pyserve.v1.CorrectLabel\x12\x0f\n\x07removed\x18\x04 \x03(\t\x12\x12\n\ndataset_id\x18\x05 \x01(\t\"+\n\x0c\x43orrectLabel\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x14ListDatasetsResponse\x12%\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x13.pyserve.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t*M\n\x0e\x42\x61\x64ImagePolicy\x12 \n\x1c\x42\x41\x44_IMAGE_POLICY_UNSPECIFIED\x10\x00\x12\r\n\tLEAVE_OUT\x10\x01\x12\n\n\x06REFUSE\x10\x02\x32\xda\x03\n\x08\x44\x61tasets\x12:\n\x06Upload\x12\x19.pyserve.v1.UploadRequest\x1a\x13.pyserve.v1.Dataset(\x01\x12N\n\x0bQueryUpload\x12\x1e.pyserve.v1.QueryUploadRequest\x1a\x1f.pyserve.v1.QueryUploadResponse\x12<\n\x08Register\x12\x1b.pyserve.v1.RegisterRequest\x1a\x13.pyserve.v1.Dataset\x12\x39\n\x03Get\x12\x1d.pyserve.v1.GetDatasetRequest\x1a\x13.pyserve.v1.Dataset\x12I\n\x04List\x12\x1f.pyserve.v1.ListDatasetsRequest\x1a .pyserve.v1.ListDatasetsResponse\x12:\n\x07Relabel\x12\x1a.pyserve.v1.RelabelRequest\x1a\x13.pyserve.v1.Dataset\x12\x42\n\x06\x44\x65lete\x12 .pyserve.v1.DeleteDatasetRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19pyserve/v1/datasets.proto\x12\npyserve.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17pyserve/v1/common.proto\"\x8c\x01\n\x0e\x44\x61tasetOptions\x12.\n\nbad_images\x18\x01 \x01(\x0e\x32\x1a.pyserve.v1.BadImagePolicy\x12\x1b\n\x0evalid_fraction\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x03 \x01(\x03H\x01\x88\x01\x01\x42\x11\n\x0f_valid_fractionB\x07\n\x05_seed\"W\n\rUploadRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.pyserve.v1.UploadHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\x9d\x01\n\x0cUploadHeader\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x05 \x01(\x03\x12+\n\x07options\x18\x06 \x01(\x0b\x32\x1a.pyserve.v1.DatasetOptions\"(\n\x12QueryUploadRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"T\n\x13QueryUploadResponse\x12\x17\n\x0f\x63ommitted_bytes\x18\x01 \x01(\x03\x12$\n\x07\x64\x61taset\x18\x02 \x01(\x0b\x32\x13.pyserve.v1.Dataset\"t\n\x0fRegisterRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ndataset_id\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12+\n\x07options\x18\x04 \x01(\x0b\x32\x1a.pyserve.v1.DatasetOptions\"\xb7\x02\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x07\x63lasses\x18\x02 \x03(\x0b\x32\x18.pyserve.v1.DatasetClass\x12\x13\n\x0btrain_count\x18\x03 \x01(\x03\x12\x13\n\x0bvalid_count\x18\x04 \x01(\x03\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12(\n\nbad_images\x18\x07 \x03(\x0b\x32\x14.pyserve.v1.BadImage\x12\x15\n\rhas_own_split\x18\x08 \x01(\x08\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\n \x01(\x05\x12\"\n\x06origin\x18\x0b \x01(\x0b\x32\x12.pyserve.v1.Origin\"V\n\x06Origin\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12+\n\x0b\x63orrections\x18\x03 \x03(\x0b\x32\x16.pyserve.v1.Correction\"@\n\nCorrection\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\told_label\x18\x02 \x01(\t\x12\x11\n\tnew_label\x18\x03 \x01(\t\"F\n\x0c\x44\x61tasetClass\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0btrain_count\x18\x02 \x01(\x03\x12\x13\n\x0bvalid_count\x18\x03 \x01(\x03\"(\n\x08\x42\x61\x64Image\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x86\x01\n\x0eRelabelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12-\n\x0b\x63orrections\x18\x03 \x03(\x0b\x32\x18.pyserve.v1.CorrectLabel\x12\x0f\n\x07removed\x18\x04 \x03(\t\x12\x12\n\ndataset_id\x18\x05 \x01(\t\"+\n\x0c\x43orrectLabel\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"S\n\x11GetPictureRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x15\n\x08max_side\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x0b\n\t_max_side\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x14ListDatasetsResponse\x12%\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x13.pyserve.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t*M\n\x0e\x42\x61\x64ImagePolicy\x12 \n\x1c\x42\x41\x44_IMAGE_POLICY_UNSPECIFIED\x10\x00\x12\r\n\tLEAVE_OUT\x10\x01\x12\n\n\x06REFUSE\x10\x02\x32\x9b\x04\n\x08\x44\x61tasets\x12:\n\x06Upload\x12\x19.pyserve.v1.UploadRequest\x1a\x13.pyserve.v1.Dataset(\x01\x12N\n\x0bQueryUpload\x12\x1e.pyserve.v1.QueryUploadRequest\x1a\x1f.pyserve.v1.QueryUploadResponse\x12<\n\x08Register\x12\x1b.pyserve.v1.RegisterRequest\x1a\x13.pyserve.v1.Dataset\x12\x39\n\x03Get\x12\x1d.pyserve.v1.GetDatasetRequest\x1a\x13.pyserve.v1.Dataset\x12I\n\x04List\x12\x1f.pyserve.v1.ListDatasetsRequest\x1a .pyserve.v1.ListDatasetsResponse\x12?\n\nGetPicture\x12\x1d.pyserve.v1.GetPictureRequest\x1a\x12.pyserve.v1.Figure\x12:\n\x07Relabel\x12\x1a.pyserve.v1.RelabelRequest\x1a\x13.pyserve.v1.Dataset\x12\x42\n\x06\x44\x65lete\x12 .pyserve.v1.DeleteDatasetRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pyserve.v1.datasets_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BADIMAGEPOLICY']._serialized_start=1728
-  _globals['_BADIMAGEPOLICY']._serialized_end=1805
-  _globals['_DATASETOPTIONS']._serialized_start=104
-  _globals['_DATASETOPTIONS']._serialized_end=244
-  _globals['_UPLOADREQUEST']._serialized_start=246
-  _globals['_UPLOADREQUEST']._serialized_end=333
-  _globals['_UPLOADHEADER']._serialized_start=336
-  _globals['_UPLOADHEADER']._serialized_end=493
-  _globals['_QUERYUPLOADREQUEST']._serialized_start=495
-  _globals['_QUERYUPLOADREQUEST']._serialized_end=535
-  _globals['_QUERYUPLOADRESPONSE']._serialized_start=537
-  _globals['_QUERYUPLOADRESPONSE']._serialized_end=621
-  _globals['_REGISTERREQUEST']._serialized_start=623
-  _globals['_REGISTERREQUEST']._serialized_end=739
-  _globals['_DATASET']._serialized_start=742
-  _globals['_DATASET']._serialized_end=1053
-  _globals['_ORIGIN']._serialized_start=1055
-  _globals['_ORIGIN']._serialized_end=1141
-  _globals['_CORRECTION']._serialized_start=1143
-  _globals['_CORRECTION']._serialized_end=1207
-  _globals['_DATASETCLASS']._serialized_start=1209
-  _globals['_DATASETCLASS']._serialized_end=1279
-  _globals['_BADIMAGE']._serialized_start=1281
-  _globals['_BADIMAGE']._serialized_end=1321
-  _globals['_RELABELREQUEST']._serialized_start=1324
-  _globals['_RELABELREQUEST']._serialized_end=1458
-  _globals['_CORRECTLABEL']._serialized_start=1460
-  _globals['_CORRECTLABEL']._serialized_end=1503
-  _globals['_GETDATASETREQUEST']._serialized_start=1505
-  _globals['_GETDATASETREQUEST']._serialized_end=1538
-  _globals['_LISTDATASETSREQUEST']._serialized_start=1540
-  _globals['_LISTDATASETSREQUEST']._serialized_end=1600
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=1602
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1688
-  _globals['_DELETEDATASETREQUEST']._serialized_start=1690
-  _globals['_DELETEDATASETREQUEST']._serialized_end=1726
-  _globals['_DATASETS']._serialized_start=1808
-  _globals['_DATASETS']._serialized_end=2282
+  _globals['_BADIMAGEPOLICY']._serialized_start=1838
+  _globals['_BADIMAGEPOLICY']._serialized_end=1915
+  _globals['_DATASETOPTIONS']._serialized_start=129
+  _globals['_DATASETOPTIONS']._serialized_end=269
+  _globals['_UPLOADREQUEST']._serialized_start=271
+  _globals['_UPLOADREQUEST']._serialized_end=358
+  _globals['_UPLOADHEADER']._serialized_start=361
+  _globals['_UPLOADHEADER']._serialized_end=518
+  _globals['_QUERYUPLOADREQUEST']._serialized_start=520
+  _globals['_QUERYUPLOADREQUEST']._serialized_end=560
+  _globals['_QUERYUPLOADRESPONSE']._serialized_start=562
+  _globals['_QUERYUPLOADRESPONSE']._serialized_end=646
+  _globals['_REGISTERREQUEST']._serialized_start=648
+  _globals['_REGISTERREQUEST']._serialized_end=764
+  _globals['_DATASET']._serialized_start=767
+  _globals['_DATASET']._serialized_end=1078
+  _globals['_ORIGIN']._serialized_start=1080
+  _globals['_ORIGIN']._serialized_end=1166
+  _globals['_CORRECTION']._serialized_start=1168
+  _globals['_CORRECTION']._serialized_end=1232
+  _globals['_DATASETCLASS']._serialized_start=1234
+  _globals['_DATASETCLASS']._serialized_end=1304
+  _globals['_BADIMAGE']._serialized_start=1306
+  _globals['_BADIMAGE']._serialized_end=1346
+  _globals['_RELABELREQUEST']._serialized_start=1349
+  _globals['_RELABELREQUEST']._serialized_end=1483
+  _globals['_CORRECTLABEL']._serialized_start=1485
+  _globals['_CORRECTLABEL']._serialized_end=1528
+  _globals['_GETDATASETREQUEST']._serialized_start=1530
+  _globals['_GETDATASETREQUEST']._serialized_end=1563
+  _globals['_GETPICTUREREQUEST']._serialized_start=1565
+  _globals['_GETPICTUREREQUEST']._serialized_end=1648
+  _globals['_LISTDATASETSREQUEST']._serialized_start=1650
+  _globals['_LISTDATASETSREQUEST']._serialized_end=1710
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=1712
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=1798
+  _globals['_DELETEDATASETREQUEST']._serialized_start=1800
+  _globals['_DELETEDATASETREQUEST']._serialized_end=1836
+  _globals['_DATASETS']._serialized_start=1918
+  _globals['_DATASETS']._serialized_end=2457
 # @@protoc_insertion_point(module_scope)

@@ -522,6 +522,36 @@ class GetDatasetRequest(_message.Message):
 Global___GetDatasetRequest: _TypeAlias = GetDatasetRequest  # noqa: Y015
 
 @_typing.final
+class GetPictureRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    MAX_SIDE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"datasets/{dataset_id}". Required."""
+    path: _builtins.str
+    """Path inside the dataset. Required."""
+    max_side: _builtins.int
+    """Its longer side is made this many pixels where it has more; 16…2048, default 512."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        path: _builtins.str = ...,
+        max_side: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_side", b"_max_side", "max_side", b"max_side"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_side", b"_max_side", "max_side", b"max_side", "name", b"name", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_side: _TypeAlias = _typing.Literal["max_side"]  # noqa: Y015
+    _WhichOneofArgType__max_side: _TypeAlias = _typing.Literal["_max_side", b"_max_side"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_side) -> _WhichOneofReturnType__max_side | None: ...
+
+Global___GetPictureRequest: _TypeAlias = GetPictureRequest  # noqa: Y015
+
+@_typing.final
 class ListDatasetsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
+from pyserve.v1 import common_pb2 as pyserve_dot_v1_dot_common__pb2
 from pyserve.v1 import datasets_pb2 as pyserve_dot_v1_dot_datasets__pb2
 
 GRPC_GENERATED_VERSION = '1.75.1'
@@ -61,6 +62,11 @@ class DatasetsStub(object):
                 request_serializer=pyserve_dot_v1_dot_datasets__pb2.ListDatasetsRequest.SerializeToString,
                 response_deserializer=pyserve_dot_v1_dot_datasets__pb2.ListDatasetsResponse.FromString,
                 _registered_method=True)
+        self.GetPicture = channel.unary_unary(
+                '/pyserve.v1.Datasets/GetPicture',
+                request_serializer=pyserve_dot_v1_dot_datasets__pb2.GetPictureRequest.SerializeToString,
+                response_deserializer=pyserve_dot_v1_dot_common__pb2.Figure.FromString,
+                _registered_method=True)
         self.Relabel = channel.unary_unary(
                 '/pyserve.v1.Datasets/Relabel',
                 request_serializer=pyserve_dot_v1_dot_datasets__pb2.RelabelRequest.SerializeToString,
@@ -114,6 +120,13 @@ class DatasetsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPicture(self, request, context):
+        """One picture, small enough to be shown: a JPEG, upright.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Relabel(self, request, context):
         """Makes a new version of a dataset from corrected labels. It is a dataset of its own ("datasets/pets-v2" after
         "datasets/pets"); the old one stays as it is, so that a name means the same pictures and labels for ever.
@@ -156,6 +169,11 @@ def add_DatasetsServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=pyserve_dot_v1_dot_datasets__pb2.ListDatasetsRequest.FromString,
                     response_serializer=pyserve_dot_v1_dot_datasets__pb2.ListDatasetsResponse.SerializeToString,
+            ),
+            'GetPicture': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPicture,
+                    request_deserializer=pyserve_dot_v1_dot_datasets__pb2.GetPictureRequest.FromString,
+                    response_serializer=pyserve_dot_v1_dot_common__pb2.Figure.SerializeToString,
             ),
             'Relabel': grpc.unary_unary_rpc_method_handler(
                     servicer.Relabel,
@@ -304,6 +322,33 @@ class Datasets(object):
             '/pyserve.v1.Datasets/List',
             pyserve_dot_v1_dot_datasets__pb2.ListDatasetsRequest.SerializeToString,
             pyserve_dot_v1_dot_datasets__pb2.ListDatasetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPicture(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pyserve.v1.Datasets/GetPicture',
+            pyserve_dot_v1_dot_datasets__pb2.GetPictureRequest.SerializeToString,
+            pyserve_dot_v1_dot_common__pb2.Figure.FromString,
             options,
             channel_credentials,
             insecure,

@@ -10,6 +10,7 @@ fixed when it is made, so that every job and every figure that names it speaks o
 from collections import abc as _abc
 from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
+from pyserve.v1 import common_pb2 as _common_pb2
 from pyserve.v1 import datasets_pb2 as _datasets_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -52,6 +53,8 @@ class DatasetsStub:
     """One dataset."""
     List: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.ListDatasetsRequest, _datasets_pb2.ListDatasetsResponse]
     """All datasets, newest first, in pages."""
+    GetPicture: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.GetPictureRequest, _common_pb2.Figure]
+    """One picture, small enough to be shown: a JPEG, upright."""
     Relabel: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.RelabelRequest, _datasets_pb2.Dataset]
     """Makes a new version of a dataset from corrected labels. It is a dataset of its own ("datasets/pets-v2" after
     "datasets/pets"); the old one stays as it is, so that a name means the same pictures and labels for ever.
@@ -78,6 +81,8 @@ class DatasetsAsyncStub(DatasetsStub):
     """One dataset."""
     List: _aio.UnaryUnaryMultiCallable[_datasets_pb2.ListDatasetsRequest, _datasets_pb2.ListDatasetsResponse]  # type: ignore[assignment]
     """All datasets, newest first, in pages."""
+    GetPicture: _aio.UnaryUnaryMultiCallable[_datasets_pb2.GetPictureRequest, _common_pb2.Figure]  # type: ignore[assignment]
+    """One picture, small enough to be shown: a JPEG, upright."""
     Relabel: _aio.UnaryUnaryMultiCallable[_datasets_pb2.RelabelRequest, _datasets_pb2.Dataset]  # type: ignore[assignment]
     """Makes a new version of a dataset from corrected labels. It is a dataset of its own ("datasets/pets-v2" after
     "datasets/pets"); the old one stays as it is, so that a name means the same pictures and labels for ever.
@@ -131,6 +136,14 @@ class DatasetsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_datasets_pb2.ListDatasetsResponse, _abc.Awaitable[_datasets_pb2.ListDatasetsResponse]]:
         """All datasets, newest first, in pages."""
+
+    @_abc_1.abstractmethod
+    def GetPicture(
+        self,
+        request: _datasets_pb2.GetPictureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_common_pb2.Figure, _abc.Awaitable[_common_pb2.Figure]]:
+        """One picture, small enough to be shown: a JPEG, upright."""
 
     @_abc_1.abstractmethod
     def Relabel(

@@ -146,6 +146,10 @@ class FakeServer(datasets_pb2_grpc.DatasetsServicer, predict_pb2_grpc.PredictSer
         self.note(request, context)
         return datasets_pb2.Dataset(name=request.name)
 
+    def GetPicture(self, request: Any, context: Any) -> Any:
+        self.note(request, context)
+        return common_pb2.Figure(name="p.jpg", media_type="image/jpeg", data=request.path.encode())
+
     def List(self, request: Any, context: Any) -> Any:
         self.note(request, context)
         page = int(request.page_token or 0)

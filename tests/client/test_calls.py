@@ -24,7 +24,7 @@ from pyserve.errors import (
     NotFoundError,
     UnavailableError,
 )
-from pyserve.v1 import jobs_pb2
+from pyserve.v1 import datasets_pb2, jobs_pb2
 from tests.client.fake import Driven, FakeServer, details, failing, unavailable
 
 
@@ -107,6 +107,15 @@ def test_lists_gather_all_pages(client: Any, fake: FakeServer) -> None:
     assert [d.name for d in client.list_datasets()] == [f"datasets/{i}" for i in range(6)]
     assert [request.page_token for request in fake.requests] == ["", "1", "2"]
     assert [job.state for job in client.list_jobs([jobs_pb2.RUNNING])] == [jobs_pb2.RUNNING]
+
+
+def test_a_picture_of_a_dataset(client: Any, fake: FakeServer) -> None:
+    assert client.get_picture("datasets/x", "a/1.png", max_side=64).data == b"a/1.png"
+    assert client.get_picture("datasets/x", "b.png").media_type == "image/jpeg"
+    assert fake.requests == [
+        datasets_pb2.GetPictureRequest(name="datasets/x", path="a/1.png", max_side=64),
+        datasets_pb2.GetPictureRequest(name="datasets/x", path="b.png"),
+    ]
 
 
 def test_unknown_and_ill_typed_fields_are_named(client: Any, fake: FakeServer) -> None:

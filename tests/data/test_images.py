@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, features
+from PIL import ExifTags, Image, features
 
 from pyserve.data import images
-from pyserve.data.images import _PixelBudget, decode_image, decode_square, read_square, to_square
+from pyserve.data.images import _PixelBudget, decode_image, decode_preview, decode_square, read_square, to_square
 from pyserve.errors import DataError
 from tests.data.support import encoded, noise, png_header
 
@@ -273,6 +273,25 @@ def test_the_centre_of_the_long_side_is_kept(height: int, width: int) -> None:
 def test_a_square_averages_what_it_shrinks() -> None:
     checkers = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, 2)
     assert abs(to_square(Image.fromarray(checkers), 16).astype(int) - 127).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_preview_is_upright_and_small(kind: str) -> None:
+    pixels = np.zeros((300, 900, 3), np.uint8)
+    pixels[:, :450] = 255
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # a quarter turn clockwise makes it upright: white becomes the top
+    shown = Image.open(io.BytesIO(decode_preview(encoded(pixels, kind, exif=exif), 90, max_pixels=LIMIT)))
+    assert (shown.format, shown.size) == ("JPEG", (30, 90))
+    grey = np.asarray(shown.convert("L")).astype(int)
+    assert (grey[:40] > 245).all()
+    assert (grey[50:] < 10).all()
+
+
+def test_a_preview_enlarges_nothing_and_refuses_what_cannot_be_decoded() -> None:
+    assert Image.open(io.BytesIO(decode_preview(encoded(noise(1)), 512, max_pixels=LIMIT))).size == (16, 12)
+    with pytest.raises(DataError, match="cannot be decoded"):
+        decode_preview(encoded(noise(1))[:-60], 512, max_pixels=LIMIT)
 
 
 def test_pixels_held_at_once_are_bounded() -> None:

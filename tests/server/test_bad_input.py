@@ -84,6 +84,8 @@ CALLS: dict[str, tuple[str, str, Any, grpc.StatusCode]] = {
     "dataset page": ("datasets", "List", datasets_pb2.ListDatasetsRequest(page_size=-1), Code.INVALID_ARGUMENT),
     "dataset token": ("datasets", "List", datasets_pb2.ListDatasetsRequest(**TOKEN), Code.INVALID_ARGUMENT),
     "delete": ("datasets", "Delete", datasets_pb2.DeleteDatasetRequest(name="datasets/x"), Code.NOT_FOUND),
+    "picture": ("datasets", "GetPicture", datasets_pb2.GetPictureRequest(name="datasets/x"), Code.NOT_FOUND),
+    "picture name": ("datasets", "GetPicture", datasets_pb2.GetPictureRequest(path="x"), Code.INVALID_ARGUMENT),
     "query": ("datasets", "QueryUpload", datasets_pb2.QueryUploadRequest(), Code.INVALID_ARGUMENT),
     "register outside": (
         "datasets",

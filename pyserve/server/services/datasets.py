@@ -16,9 +16,10 @@ from pyserve.server.ledger import Entry, RequestLedger
 from pyserve.server.pools import Pools
 from pyserve.server.receive import header, heard_out, receive
 from pyserve.server.uploads import UploadPlan, Uploads
-from pyserve.v1 import datasets_pb2, datasets_pb2_grpc
+from pyserve.v1 import common_pb2, datasets_pb2, datasets_pb2_grpc
 
 REGISTER, RELABEL = "Register", "Relabel"
+PREVIEW_PIXELS = 512
 
 
 class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
@@ -89,6 +90,19 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
     async def Get(self, request: datasets_pb2.GetDatasetRequest, context: Any) -> datasets_pb2.Dataset:
         """One dataset."""
         return await self._describe(validate.dataset_name(request.name))
+
+    async def GetPicture(self, request: datasets_pb2.GetPictureRequest, context: Any) -> common_pb2.Figure:
+        """One picture, small enough to be shown."""
+        name = validate.dataset_name(request.name)
+        max_side = request.max_side if request.HasField("max_side") else PREVIEW_PIXELS
+        if not 16 <= max_side <= 2048:
+            raise InvalidArgumentError.field("max_side", max_side, "16…2048 pixels")
+
+        def preview() -> common_pb2.Figure:
+            data = self._catalog.preview(name, request.path, max_side)
+            return common_pb2.Figure(name=f"{Path(request.path).stem}.jpg", media_type="image/jpeg", data=data)
+
+        return await self._pools.quick.run(preview)
 
     async def List(self, request: datasets_pb2.ListDatasetsRequest, context: Any) -> Any:
         """A page of datasets."""

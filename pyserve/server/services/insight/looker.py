@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ import torch
 
 from pyserve.data.catalog import Catalog
 from pyserve.data.images import decode_square
-from pyserve.data.manifest import Item, Manifest, Part
+from pyserve.data.manifest import Manifest, Part
 from pyserve.errors import (
     DataError,
     DataLossError,
@@ -140,7 +139,7 @@ class Looker:
         if picture.WhichOneof("source") == "path":
             dataset = validate.dataset_name(picture.dataset, "picture.dataset") if picture.dataset else ""
             manifest = self.manifest(model, dataset)
-            item = _item(manifest, picture.path)
+            item = manifest.item(picture.path, "picture.path")
             pixels = self._decode(Path(manifest.root, item.path), presize, f"{manifest.name}: {item.path}")
             return Shown(torch.from_numpy(pixels)[None], f", {item.path}")
         if not picture.image:
@@ -180,17 +179,6 @@ def parts(value: int) -> tuple[Part, ...]:
 def optional(request: Any, field: str) -> int | None:
     """An optional number of a request; None where it is absent."""
     return int(getattr(request, field)) if request.HasField(field) else None
-
-
-def _item(manifest: Manifest, path: str) -> Item:
-    for item in manifest.items:
-        if item.path == path:
-            return item
-    raise InvalidArgumentError.field("picture.path", path, f"a picture of {manifest.name}{_some(manifest.items)}")
-
-
-def _some(items: Sequence[Item]) -> str:
-    return f", such as {items[0].path}" if items else ""
 
 
 def _reason(error: DataError | OSError) -> str:
