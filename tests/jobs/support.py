@@ -51,7 +51,7 @@ async def scheduling(
     """A scheduler that runs, and is drained at the end."""
     store = JobStore(data_dir / STORE_FILE)
     kill_after_s = float(settings.pop("kill_after_s", 30.0))  # type: ignore[arg-type]
-    values = {"data_dir": data_dir, "max_running_jobs": 2, "job_threads": 1, **settings}
+    values = {"data_dir": data_dir, "max_running_jobs": 2, "job_threads": 1, "job_nice": 0, **settings}
     scheduler = Scheduler(store, LocalRunner(command), Settings(**values), kill_after_s=kill_after_s)  # type: ignore[arg-type]
     try:
         await scheduler.start()

@@ -20,7 +20,7 @@ def test_hostile_calls(tmp_path: Path) -> None:
     assert "Traceback" not in log
     assert sum(name.startswith("kind ") for name in result.outcomes) == 16  # each was tried
     assert result.outcomes["INVALID_ARGUMENT"]
-    assert result.rss_after - result.rss_before < 150 * MIB
+    assert result.rss_after - result.rss_before < 4 * 65 * MIB  # a few of its largest messages, which malloc keeps
     assert result.files_after <= result.files_before + 8
 
 

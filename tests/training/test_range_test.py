@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from pyserve.errors import InvalidArgumentError
 from pyserve.training import step as step_module
 from pyserve.training.callbacks import CurvePoint
 from pyserve.training.checkpoint import CheckpointStore
-from pyserve.training.learner import Learner
+from pyserve.training.learner import Learner, Stage
 from pyserve.training.optim import export_state, learning_rates
 from pyserve.training.range_test import RangeTest, range_test
 from tests.training.support import PHASES, RandomBatches, Recorder, same, tiny_config, tiny_network
@@ -109,27 +110,27 @@ def test_repeats_differ_and_each_repeats_itself() -> None:
     assert curve(0) != curve(1)
 
 
+def learner(train: RandomBatches, **options: Any) -> Learner:
+    """A training of all phases on the same batches."""
+    network = tiny_network()
+    stage = Stage(network, train, RandomBatches(16, seed=5))
+    return Learner(network, tiny_config(), PHASES, lambda phase: stage, **options)
+
+
 class Witness:
     """Everything that a range test might disturb, as bytes."""
 
     def __init__(self, folder: Path) -> None:
         self.train = RandomBatches(48)
-        self.learner = Learner(
-            tiny_network(),
-            tiny_config(),
-            self.train,
-            RandomBatches(16, seed=5),
-            PHASES,
-            callbacks=Recorder(stop_at=14),
-            store=CheckpointStore(folder),
-        )
+        self.learner = learner(self.train, callbacks=Recorder(stop_at=14), store=CheckpointStore(folder))
         assert self.learner.fit() == "interrupted"  # in the middle of the second epoch's steps
         for parameter in self.learner.network.model.parameters():
             parameter.grad = torch.full_like(parameter, 0.5)
 
     def look(self) -> dict[str, torch.Tensor]:
-        network, optimizer = self.learner.network, self.learner._optimizer
-        assert optimizer is not None
+        network, running = self.learner.network, self.learner._running
+        assert running is not None
+        optimizer = running.optimizer
         seen = {f"model.{k}": v.clone() for k, v in network.model.state_dict().items()}
         seen |= {f"optimizer.{k}": v.clone() for k, v in export_state(optimizer).items()}
         seen |= {f"grad.{n}": p.grad.clone() for n, p in network.model.named_parameters() if p.grad is not None}
@@ -212,13 +213,11 @@ def test_it_leaves_everything_bit_for_bit_as_it_was(
 def test_a_training_after_it_is_the_training_without_it(tmp_path: Path) -> None:
     def fit(find: bool) -> dict[str, torch.Tensor]:
         data = RandomBatches(48)
-        learner = Learner(
-            tiny_network(), tiny_config(), data, RandomBatches(16, seed=5), PHASES, callbacks=Recorder()
-        )
+        training = learner(data, callbacks=Recorder())
         if find:
-            range_test(learner.network, learner.config, data, RangeTest(steps=30))
-        learner.fit()
-        return learner.network.weights()
+            range_test(training.network, training.config, data, RangeTest(steps=30))
+        training.fit()
+        return training.network.weights()
 
     assert same(fit(find=False), fit(find=True))
 
