@@ -127,6 +127,12 @@ class Settings(BaseSettings):
         ge=0,
         description="Memory for models, least recently used out, bytes; 0 means half of the device's.",
     )
+    bundle: Path | None = Field(
+        default=None, description="Folder of an exported model that the server begins with; default: none."
+    )
+    bundle_model_id: str = Field(
+        default="", description="Name part of that model, models/{id}; default: the folder's name."
+    )
     metrics_port: int | None = Field(
         default=None, ge=0, le=65535, description="Port for Prometheus; 0 takes a free one; default: none."
     )

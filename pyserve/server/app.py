@@ -33,6 +33,7 @@ from pyserve.security.audit import AuditLog
 from pyserve.security.limits import CallLimits
 from pyserve.server import listening, logs
 from pyserve.server.gate import Gate
+from pyserve.server.given_model import take_given
 from pyserve.server.health import Health
 from pyserve.server.interceptors import CallInterceptor
 from pyserve.server.ledger import RequestLedger
@@ -123,6 +124,7 @@ class Server:
         interceptors = [self._interceptor, self._gate]
         server = grpc.aio.server(interceptors=interceptors, options=_channel_options(self._settings))
         self._add_services(server)
+        await self._take_given()
         port = await self._listen(server)
         await self._start_metrics()
         await server.start()
@@ -148,6 +150,13 @@ class Server:
         if self._audit is not None:
             self._audit.close()
 
+    async def _take_given(self) -> None:
+        try:
+            await asyncio.to_thread(take_given, self._settings, self._model_store, self._models)
+        except PyserveError:
+            await self.stop(0)
+            raise
+
     async def _listen(self, server: grpc.aio.Server) -> int:
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         address = f"{host}:{self._settings.port}"
@@ -162,8 +171,8 @@ class Server:
     def _add_services(self, server: grpc.aio.Server) -> None:
         settings, pools = self._settings, self._pools
         catalog = Catalog(self._data_dir, settings)
-        model_store = ModelStore(self._data_dir)
-        models = LoadedModels(model_store, settings)
+        model_store = self._model_store = ModelStore(self._data_dir)
+        models = self._models = LoadedModels(model_store, settings)
         self._batcher = _batcher(settings, models)
         self._retention = Retention(self._store, self._scheduler, model_store, models, settings)
         self._metrics.add(models, self._batcher, self._store)
