@@ -125,7 +125,7 @@ def cats_dogs_scratch(quick: bool, threads: int, seeds: int) -> Row:
             architecture="resnet18",
             image_size=112,
             batch_size=32,
-            epochs=1 if quick else 40,
+            epochs=1 if quick else 20,
             learning_rate=2e-3,
             weight_decay=0.05,
         )
