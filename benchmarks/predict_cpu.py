@@ -15,6 +15,7 @@ from typing import Any
 import cpu_peers
 import torch
 from cpu_timing import Function, geometric_mean, median_ms, row
+from speed_chart import write_chart
 from torch import Tensor, nn
 
 import report
@@ -94,6 +95,9 @@ def main() -> None:
     summary = f"{options.dtype}, {options.threads} threads, {C.isa_in_use()}: {mean:.2f} × the best rival's speed."
     print(summary)
     report.write(options.json, "predict_cpu", rows, summary, cpu_peers.PACKAGES)
+    if options.json:
+        title = f"Prediction of 224 × 224 pictures, {options.dtype}, threads: {options.threads}"
+        write_chart(options.json, rows, options.rivals or RIVALS[options.dtype], title)
 
 
 if __name__ == "__main__":
