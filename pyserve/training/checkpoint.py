@@ -72,7 +72,8 @@ def load(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+            # copies: what `get_tensor` gives is mapped from the file, and may be aligned to 8 bytes alone
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  not a mapping
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise DataLossError(f"checkpoint {path.name} is damaged: {error}") from error
     text = metadata.get("state", "")
