@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -85,9 +86,11 @@ class LocalRunner:
         log_path = job_folder(order.data_dir, order.name) / WORKER_LOG
         with _open_log(log_path) as log:
             log_start = log.tell()
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                order.model_dump_json(),
+            # Not by the event loop: uvloop forks for real, and gRPC's fork handlers sometimes crash the child.
+            # Not in another thread: the worker asks to die with the thread that started it.
+            process = subprocess.Popen(  # noqa: ASYNC220  returns as soon as the process runs
+                [*self._command, order.model_dump_json()],
+                bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -100,10 +103,13 @@ class LocalRunner:
 class LocalWorker:
     """A local process."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log_path: Path, log_start: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log_path: Path, log_start: int) -> None:
         self._process = process
         self._log_path = log_path
         self._log_start = log_start
+        self._reads = False
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        threading.Thread(target=self._watch, args=(self._ended.get_loop(),), daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -113,9 +119,8 @@ class LocalWorker:
     async def send(self, stop: StopKind) -> None:
         """See `Worker.send`."""
         assert self._process.stdin is not None  # noqa: S101  opened above
-        with suppress(BrokenPipeError, ConnectionResetError):
+        with suppress(BrokenPipeError, ValueError):  # it has ended; its end has been seen
             self._process.stdin.write(f"{stop}\n".encode())
-            await self._process.stdin.drain()
 
     def kill(self) -> None:
         """See `Worker.kill`; takes what the worker started along."""
@@ -126,15 +131,35 @@ class LocalWorker:
     async def wakes(self) -> AsyncIterator[None]:
         """See `Worker.wakes`."""
         assert self._process.stdout is not None  # noqa: S101  opened above
-        while await self._process.stdout.read(4096):
-            yield
+        self._reads = True
+        reader = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), self._process.stdout
+        )
+        try:
+            while await reader.read(4096):
+                yield
+        finally:
+            transport.close()
 
     async def wait(self) -> str:
         """See `Worker.wait`."""
-        returncode = await self._process.wait()
+        returncode = await asyncio.shield(self._ended)
         if self._process.stdin is not None:
             self._process.stdin.close()
+        if self._process.stdout is not None and not self._reads:  # else the transport closes it
+            self._process.stdout.close()
         return exit_reason(returncode, _last_line(self._log_path, self._log_start))
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        returncode = self._process.wait()
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(self._tell, returncode)
+
+    def _tell(self, returncode: int) -> None:
+        if not self._ended.done():
+            self._ended.set_result(returncode)
 
 
 def exit_reason(returncode: int, last_line: str = "") -> str:
