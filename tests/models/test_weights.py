@@ -61,8 +61,11 @@ def test_a_head_for_other_classes_is_new(state: dict[str, Tensor], tmp_path: Pat
 
 
 def test_old_files_without_the_batch_counter(state: dict[str, Tensor], tmp_path: Path) -> None:
-    torch.save({k: v for k, v in state.items() if "num_batches" not in k}, tmp_path / "w.pth")
-    load(models.create_model("smallnet", 7), "w.pth", tmp_path)
+    old = {key: value for key, value in state.items() if "num_batches" not in key}
+    torch.save(old, tmp_path / "w.pth")
+    model = models.create_model("smallnet", 7)
+    load(model, "w.pth", tmp_path)
+    assert equal(model, old)
 
 
 def refused(state: object, tmp_path: Path, architecture: str = "smallnet") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from pyserve.config import Settings
 from pyserve.errors import UnavailableError
 from pyserve.server.app import Server
+from pyserve.v1 import models_pb2
 from tests.server.support import Stubs
 
 
@@ -31,5 +33,7 @@ async def test_ipv6(tmp_path: Path) -> None:
     except UnavailableError:
         pytest.skip("needs IPv6 on the loopback interface")
     stubs = Stubs(f"[::1]:{port}")
+    listed = await asyncio.to_thread(stubs.models.List, models_pb2.ListModelsRequest(), timeout=20)
+    assert not listed.models
     stubs.close()
     await server.stop(1)

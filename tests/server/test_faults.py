@@ -50,7 +50,7 @@ __all__ = ["undisturbed"]  # a fixture
 MIB = 1024 * 1024
 # root without the right to write where nobody may
 UNPRIVILEGED = ("setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override")
-IN_FLIGHT = 32
+IN_FLIGHT, PICTURES = 32, 200
 
 
 class Disk:
@@ -105,18 +105,19 @@ def trained(server: ServerProcess) -> str:
     return job.train_result.model
 
 
-def predict(stubs: Stubs, model: str, count: int = 1) -> predict_pb2.PredictResponse:
+def prediction(model: str, count: int = 1) -> predict_pb2.PredictRequest:
     images = predict_pb2.EncodedImages(data=[png(0, i) for i in range(count)])
-    return stubs.predict.Predict(predict_pb2.PredictRequest(model=model, images=images), timeout=60)
+    return predict_pb2.PredictRequest(model=model, images=images)
 
 
 def test_sigterm_answers_what_is_in_flight(process: ServerProcess) -> None:
     """32 predictions and a training run: health turns first, all 32 are answered, the job keeps a checkpoint."""
     model = trained(process)
-    job = process.stubs.train(**FIELDS)
+    job = process.stubs.train(**FIELDS | {"epochs": 500})  # it must not end meanwhile
     process.stubs.wait_for_step(job, STEP)
     health = health_pb2_grpc.HealthStub(process.stubs.channel)
     seen: list[tuple[float, int]] = []
+    request = prediction(model, PICTURES)  # so many that the first answer is well before the last
 
     def watch() -> None:
         for answer in health.Watch(health_pb2.HealthCheckRequest(), timeout=60):
@@ -127,7 +128,7 @@ def test_sigterm_answers_what_is_in_flight(process: ServerProcess) -> None:
     answered: list[float] = []
 
     def ask(_: int) -> int:
-        answer = predict(process.stubs, model, 16)
+        answer = process.stubs.predict.Predict(request, timeout=60)
         answered.append(time.monotonic())
         return len(answer.predictions)
 
@@ -135,7 +136,7 @@ def test_sigterm_answers_what_is_in_flight(process: ServerProcess) -> None:
         answers = [pool.submit(ask, i) for i in range(IN_FLIGHT)]
         eventually(lambda: answered)
         process.process.send_signal(signal.SIGTERM)
-        assert [answer.result() for answer in answers] == [16] * IN_FLIGHT
+        assert [answer.result() for answer in answers] == [PICTURES] * IN_FLIGHT
     watcher.join(60)
     assert process.terminate() == 0
     assert [status for _, status in seen] == [health_pb2.HealthCheckResponse.SERVING, 2]
@@ -145,7 +146,7 @@ def test_sigterm_answers_what_is_in_flight(process: ServerProcess) -> None:
     events = store.events(job.name)
     store.close()
     assert record.state.value == "INTERRUPTED"
-    assert isinstance(events[-2].payload, CheckpointSaved)  # the last word before the state
+    assert isinstance(events[-2].payload, CheckpointSaved), events[-4:]  # the last word before the state
 
 
 def test_full_disk(disk: Disk, undisturbed: bytes) -> None:
@@ -206,7 +207,7 @@ def test_read_only_folder(tmp_path: Path) -> None:
         job = server.stubs.wait(server.stubs.train())
         assert job.state == jobs_pb2.INTERRUPTED
         assert "could not be started" in job.reason
-        predict(server.stubs, model)
+        server.stubs.predict.Predict(prediction(model), timeout=60)
         for folder in folders:
             folder.chmod(0o755)
         server.stubs.upload(zipped(pictures()), "more")
@@ -264,7 +265,7 @@ def test_store_that_is_damaged_while_the_server_runs(process: ServerProcess) -> 
         return process.stubs.jobs.Train.future(train_request(), timeout=20).code()
 
     eventually(lambda: code() is grpc.StatusCode.DATA_LOSS)
-    predict(process.stubs, model)
+    process.stubs.predict.Predict(prediction(model), timeout=60)
     health = health_pb2_grpc.HealthStub(process.stubs.channel)
     assert health.Check(health_pb2.HealthCheckRequest(), timeout=20).status == 1
 

@@ -55,8 +55,10 @@ def test_metrics_are_told_elsewhere_only_where_that_is_said_to_be_insecure(tmp_p
     Server(Settings(data_dir=tmp_path, metrics_host=host, insecure=True))._store.close()
 
 
-def test_insecure_listens_anywhere(tmp_path: Path) -> None:
-    Server(Settings(data_dir=tmp_path, host=ELSEWHERE[0], insecure=True))._store.close()
+async def test_insecure_listens_anywhere(tmp_path: Path) -> None:
+    server = Server(Settings(data_dir=tmp_path, host=ELSEWHERE[0], port=0, insecure=True))
+    assert await server.start() > 0
+    await server.stop(1)
 
 
 def test_a_damaged_file_of_tokens_is_told_at_the_start(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Time to accuracy on cats and dogs: ours against the usual loop with the same network, weights and rates.
 
-    nice -n 15 python benchmarks/fastai_speed.py --json benchmarks/results/fastai_speed.json
+    nice -n 15 python benchmarks/usual_loop.py --json benchmarks/results/usual_loop.json
 
 The usual loop is what fastai and PyTorch's tutorials do: torchvision's model and transforms, a DataLoader with a
 worker for each core, eager float32; the frozen body's head for one epoch, then everything on a one-cycle with
@@ -204,7 +204,7 @@ def main() -> None:
     fallbacks = sum(kernels.info().fallbacks.values())
     summary = f"{size} pixels, {epochs} epochs: {'; '.join(told)}. {fallbacks} operators fell back to ATen."
     print(summary)
-    report.write(options.json, "fastai_speed", rows, summary, ["torch", "torchvision", "pillow"])
+    report.write(options.json, "usual_loop", rows, summary, ["torch", "torchvision", "pillow"])
 
 
 if __name__ == "__main__":
