@@ -139,6 +139,11 @@ class Settings(BaseSettings):
     metrics_host: str = Field(
         default="127.0.0.1", description="Address for Prometheus; beyond loopback only with --insecure."
     )
+    otlp_endpoint: str = Field(
+        default="",
+        pattern=r"^(https?://.+)?$",
+        description="Where traces go by OTLP: http://host:4317; default: OTEL_EXPORTER_OTLP_ENDPOINT, or none.",
+    )
     drain_s: float = Field(default=30.0, ge=0, description="Time for running calls and jobs at shutdown, s.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least level logged."

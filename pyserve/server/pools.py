@@ -70,8 +70,9 @@ class Pools:
         self.quick = Pool("requests", 8, max_waiting)
         self.slow = Pool("datasets", 4, max_waiting)
         self.insight = Pool("insight", 2, max_waiting)  # minutes of the processor's time each
+        self.export = Pool("exports", 1, max_waiting)  # a process with a gigabyte each
 
     def close(self) -> None:
         """Close all of them."""
-        for pool in (self.quick, self.slow, self.insight):
+        for pool in (self.quick, self.slow, self.insight, self.export):
             pool.close()
