@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyserve.client import model_files
-from pyserve.client.calls_base import PAGE_SIZE, WORK_TIMEOUT_S, CallsBase, deadline_after, left_until
+from pyserve.client.calls_base import PAGE_SIZE, WORK_TIMEOUT_S, CallsBase
 from pyserve.client.pictures import Picture, Pictures, for_caller, predict_requests, stream_requests
 from pyserve.client.requests import enum_number
 from pyserve.client.status import error_from_status
+from pyserve.client.transport import deadline_after, left_until
 from pyserve.client.upload import Progress
 from pyserve.errors import InvalidArgumentError, PyserveError
 from pyserve.v1 import models_pb2, predict_pb2
@@ -59,7 +60,7 @@ class ModelCalls(CallsBase):
         for request in predict_requests(model, images, top_k, tta, priority):
             request.model = answer.model
             try:
-                part = await self._call(self._stubs.predict.Predict, request, left_until(deadline))
+                part = await self._call(self._stubs.predict.Predict, request, left_until(deadline), hedged=True)
             except InvalidArgumentError as error:
                 raise for_caller(error, images, len(answer.predictions)) from None
             answer.model = part.model

@@ -44,9 +44,10 @@ def bundle(folder: Path, architecture: str) -> Path:
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
-    with torch.no_grad():
-        [*(m for m in network.modules() if isinstance(m, torch.nn.Linear))][-1].weight.mul_(10)
-        network(pictures(8, side))  # as after a training, statistics are those of what comes in
+    head = [module for module in network.modules() if isinstance(module, torch.nn.Linear)][-1]
+    with torch.no_grad():  # as after a training: statistics of what comes in, answers that differ
+        network(pictures(8, side))
+        head.weight.div_(network.eval()(pictures(8, side)).std(dim=0).mean())
     save_bundle(
         folder,
         network,
@@ -88,7 +89,7 @@ def test_onnx_runtime_answers_as_the_predictor(architecture: str, tmp_path: Path
         expected = predictor.probabilities(torch.from_numpy(predictor.check_tensor(images)))
         assert found.shape == (batch, len(LABELS))
         assert (np.abs(found - expected) <= 1e-4).all()
-    assert expected.std(axis=0).max() > 1e-3  # else any answer would have done
+    assert expected.std(axis=0).max() > 0.02  # else any answer would have done
 
 
 def test_the_file_tells_of_its_model_and_of_no_path(small: Path, tmp_path: Path) -> None:
