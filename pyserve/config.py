@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     max_calls_at_once: int = Field(
         default=1024, ge=0, description="Calls of one token under way, streams among them; 0: any number."
     )
-    max_connections: int = Field(default=4096, ge=1, description="Connections at once; more wait for one to end.")
+    max_connections: int = Field(default=4096, ge=1, description="Connections at once; more are closed at once.")
     dataset_roots: list[Path] = Field(default=[], description="Folders under which Register may find datasets.")
     weights_roots: list[Path] = Field(
         default=[], description="Folders of pretrained weights that trainings may name."

@@ -36,7 +36,7 @@ from tests.server.support import ServerProcess, pictures, png, upload_messages, 
 FILES = (datasets_pb2, insight_pb2, jobs_pb2, models_pb2, predict_pb2)
 OURS = "internal error; see the server's log"  # a handler met what it did not expect
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-SETTINGS = struct.pack(">IBBBI", 0, 0, 4, 0, 0)[1:]
+SETTINGS = struct.pack(">IBBI", 0, 4, 0, 0)[1:]  # an empty frame of type 4
 MIB = 1024 * 1024
 
 
