@@ -67,6 +67,7 @@ class Curves:
         ]
         options = _axes("epoch", "accuracy, %")
         options["xAxis"]["minInterval"] = 1
+        options["yAxis"]["max"] = 100
         options["series"] = [_line("validation", points, _GREEN, symbol=True)]
         return options
 
@@ -78,20 +79,17 @@ class Curves:
             _line(f"run {run + 1}" if several else "loss", points, _BLUE) for run, points in sorted(self._runs.items())
         ]
         options["yAxis"] |= self._readable_losses()
-        if suggestion and options["series"]:
-            options["series"][0]["markLine"] = {
-                "symbol": "none",
-                "lineStyle": {"color": _ORANGE, "width": 2},
-                "label": {"formatter": f"{suggestion:.2g}", "color": _ORANGE},
-                "data": [{"xAxis": suggestion}],
-            }
+        if suggestion:
+            limits = options["yAxis"]
+            points = [(suggestion, limits["min"]), (suggestion, limits["max"])]
+            options["series"].append(_line(f"suggested: {suggestion:.2g}", points, _ORANGE))
         return options
 
     def _readable_losses(self) -> dict[str, float]:
         """Limits that leave out most of a divergence: it would flatten what matters."""
         losses = [loss for points in self._runs.values() for _, loss in points]
         if not losses:
-            return {}
+            return {"min": 0, "max": 1}
         first = max(points[0][1] for points in self._runs.values())
         lowest = min(losses)
         return {"min": round(max(lowest - 0.05 * first, 0), 3), "max": round(first + (first - lowest) * 0.5 + 0.1, 3)}

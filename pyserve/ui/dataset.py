@@ -45,7 +45,7 @@ async def page(dataset_id: str, lr_from: str = "", weights: str = "") -> None:
     await _fill(content, f"datasets/{dataset_id}", lr_from, weights)
 
 
-@frame.told
+@frame.filled
 async def _fill(content: ui.column, name: str, lr_from: str, weights: str) -> None:
     dataset = await frame.client().get_dataset(name)
     with content:
@@ -76,7 +76,7 @@ def _forms(dataset: datasets_pb2.Dataset, lr_from: str, weights: str) -> None:
             "weights": ui.input("Weights to begin with", value=weights, placeholder="none: from scratch")
             .props("stack-label")
             .tooltip("imagenet, a file of the server's weights folder, or a model"),
-            "image_size": ui.number("Image size, pixels", min=8, max=1024, placeholder="the network's own"),
+            "image_size": ui.number("Image size, pixels", min=8, max=1024, placeholder="the network's own").props("stack-label"),
             "batch_size": ui.number("Batch size", value=64, min=1, max=4096),
         }
     with frame.section("Find the learning rate"):
@@ -87,8 +87,8 @@ def _forms(dataset: datasets_pb2.Dataset, lr_from: str, weights: str) -> None:
     with frame.section("Train"):
         with ui.grid().classes("w-full grid-cols-1 sm:grid-cols-2 gap-x-6"):
             recipe = ui.select(_RECIPES, value="schedule", label="Recipe").mark("recipe")
-            epochs = ui.number("Epochs", min=1, max=10_000, placeholder="the recipe's").mark("epochs")
-            rate = ui.number("Learning rate", placeholder="the recipe's", format="%g").mark("rate")
+            epochs = ui.number("Epochs", min=1, max=10_000, placeholder="the recipe's").props("stack-label").mark("epochs")
+            rate = ui.number("Learning rate", placeholder="the recipe's", format="%g").props("stack-label").mark("rate")
             found = ui.input("or that of a finder", value=lr_from, placeholder="jobs/…").props("stack-label")
             minutes = ui.number("Minutes", value=5, min=0.1).bind_visibility_from(recipe, "value", value="auto")
         train = ui.button("Train").mark("train")

@@ -33,7 +33,7 @@ async def page() -> None:
     await _list(listed, models, jobs)
 
 
-@frame.told
+@frame.filled
 async def _list(datasets: ui.column, models: ui.column, jobs: ui.column) -> None:
     client = frame.client()
     with datasets:

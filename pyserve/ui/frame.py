@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import ParamSpec
 
 from nicegui import context, ui
+from nicegui.client import ClientConnectionTimeout
 
 from pyserve.client import AsyncClient
 from pyserve.errors import PyserveError
@@ -23,6 +24,11 @@ ICON = (
     "</svg>"
 )
 _LINKS = (("Data sets and models", "/"), ("Image kernels", "/kernels"))
+_STYLE = """
+.q-uploader__list, .q-uploader__subtitle { display: none }
+.q-uploader__header { border-radius: inherit }
+"""
+_CONNECT_S = 30.0
 _clients: list[AsyncClient] = []
 
 
@@ -40,6 +46,7 @@ def client() -> AsyncClient:
 def page(title: str, *, beside: str = "") -> Iterator[None]:
     """The frame of a page: header, and a column as wide as the window but not wider than can be read."""
     ui.colors(primary="#0072b2", positive="#009e73", negative="#d55e00", warning="#b07a00")
+    ui.add_css(_STYLE)
     with ui.header().classes("items-center gap-x-6 gap-y-0 py-2"):
         ui.link("pyserve", "/").classes("text-white text-lg font-bold no-underline")
         for text, target in _LINKS:
@@ -69,6 +76,20 @@ def told(action: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
             await action(*args, **kwargs)
         except PyserveError as error:
             tell(error)
+
+    return run
+
+
+def filled(build: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
+    """What fills a page from the server: the browser has the empty page first, and waits for no answer of it."""
+
+    @functools.wraps(build)
+    async def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            await context.client.connected(timeout=_CONNECT_S)
+        except ClientConnectionTimeout:
+            return  # nobody looks
+        await told(build)(*args, **kwargs)
 
     return run
 
@@ -105,15 +126,15 @@ def figure_named(figures: Iterable[common_pb2.Figure], ending: str = ".svg") -> 
 
 
 def show(figures: Iterable[common_pb2.Figure], text: str, *, width: str = "100%") -> None:
-    """The drawing among an answer's figures, with a text that says what it shows."""
+    """The drawing among an answer's figures, no wider than `width`, with a text that says what it shows."""
     figure = figure_named(figures) or figure_named(figures, ".png")
     if figure is not None:
-        picture(figure_url(figure), text).style(f"max-width: {width}")
+        picture(figure_url(figure), text).classes("bg-white").style(f"width: min(100%, {width})")
 
 
 def picture(source: str, text: str) -> ui.element:
-    """A picture in its own proportions, light behind it as the figures are drawn, and its text."""
-    image = ui.element("img").props(f'src="{source}"').classes("max-w-full h-auto rounded bg-white")
+    """A picture in its own proportions, and its text."""
+    image = ui.element("img").props(f'src="{source}"').classes("max-w-full rounded")
     image.props["alt"] = text
     return image
 

@@ -25,7 +25,7 @@ async def page(job_id: str) -> None:
     await _fill(content, f"jobs/{job_id}")
 
 
-@frame.told
+@frame.filled
 async def _fill(content: ui.column, name: str) -> None:
     job = await frame.client().get_job(name)
     with content:

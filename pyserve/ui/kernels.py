@@ -30,7 +30,7 @@ class Kernels:
 
     def __init__(self) -> None:
         self._picture = b""
-        self._filling = False
+        self._filled: list[float] = []  # the numbers of the named kernel that is shown
         ui.upload(label="Choose a picture, or drop it here", on_upload=self._take, auto_upload=True).props(
             'accept="image/*" flat bordered'
         ).classes("w-full sm:w-96").mark("picture")
@@ -55,7 +55,7 @@ class Kernels:
 
     async def _own(self) -> None:
         """A number was changed by hand: the kernel is no named one any more."""
-        if self._filling:
+        if [field.value for field in self._numbers] == self._filled:
             return
         if self._name.value != _OWN:
             self._name.value = _OWN  # whose change applies it
@@ -69,13 +69,15 @@ class Kernels:
         answer = await frame.client().apply_kernel(self._picture, self._kernel())
         values = as_array(answer.kernel)
         if self._name.value != _OWN and values.shape == (_SIDE, _SIDE):
-            self._filling = True
-            for field, value in zip(self._numbers, values.flatten().tolist(), strict=True):
-                field.value = round(value, 4)
-            self._filling = False
+            self._filled = [round(value, 4) for value in values.flatten().tolist()]
+            for field, value in zip(self._numbers, self._filled, strict=True):
+                field.value = value
         self._shown.clear()
         with self._shown:
-            frame.picture(frame.figure_url(answer.filtered), f"The picture under {self._name.value}").mark("filtered")
+            text = f"The picture under {self._name.value}"
+            frame.picture(frame.figure_url(answer.filtered), text).classes("w-full max-w-2xl").style(
+                "image-rendering: pixelated"
+            ).mark("filtered")
 
     def _kernel(self) -> str | list[list[float]]:
         if self._name.value != _OWN:

@@ -58,7 +58,7 @@ class Mistakes:
 
     def _card(self, item: insight_pb2.ImageLoss) -> ui.element:
         with ui.column().classes("gap-0 min-w-0").mark("mistake"):
-            place = ui.element("div").classes("w-full aspect-square flex items-center justify-center")
+            place = ui.element("div").classes("w-full aspect-square")
             right = item.label == item.predicted
             ui.label(f"{item.label} {frame.percent(item.label_probability)}").classes("text-sm truncate w-full")
             if not right:
@@ -77,7 +77,7 @@ class Mistakes:
             return
         figure = await frame.client().get_picture(self._dataset, item.path, max_side=_THUMBNAIL_PIXELS)
         with place:
-            frame.picture(frame.figure_url(figure), item.path).classes("max-h-full object-contain")
+            frame.picture(frame.figure_url(figure), item.path).classes("w-full h-full object-contain")
 
     def _change(self, item: insight_pb2.ImageLoss, label: str) -> None:
         self._labels.pop(item.path, None)

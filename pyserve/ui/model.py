@@ -25,7 +25,7 @@ async def page(model_id: str, version: str = "") -> None:
     await _fill(content, name)
 
 
-@frame.told
+@frame.filled
 async def _fill(content: ui.column, name: str) -> None:
     model = await frame.client().get_model(name)
     with content:
@@ -96,9 +96,7 @@ class Prediction:
         finally:
             self._map.clear()
         with self._map:
-            text = f"Grad-CAM for {answer.label}: warm is what speaks for it"
-            frame.show(answer.figures, text)
-            ui.label(f"{text}; layer {answer.layer}").classes("opacity-70 text-sm").mark("explained")
+            frame.show(answer.figures, f"Grad-CAM: what speaks for {answer.label} in layer {answer.layer}")
 
 
 @frame.told
