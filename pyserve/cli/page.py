@@ -24,7 +24,8 @@ def page(
     host: Annotated[str, typer.Option(help="Address the page listens on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port the page listens on; 0 takes a free one.")] = 8080,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Allow to listen beyond loopback: whoever opens the page acts as you.")
+        bool,
+        typer.Option("--insecure", help="Allow to listen beyond loopback: whoever opens the page acts as you."),
     ] = False,
 ) -> None:
     """Open the lesson in a browser: upload pictures, find the rate, train, look at mistakes, predict.
@@ -34,7 +35,9 @@ def page(
     try:
         from pyserve.ui.serving import serve
     except ModuleNotFoundError as error:
-        raise FailedPreconditionError(f"{error.name} is missing: `pip install 'pyserve[ui]'` brings the page") from None
+        raise FailedPreconditionError(
+            f"{error.name} is missing: `pip install 'pyserve[ui]'` brings the page"
+        ) from None
     given = {"address": address or DEFAULT_ADDRESS, **asdict(credentials.get())}
     Connection.of(**given)  # what is wrong with it is told before anything listens
     serve(

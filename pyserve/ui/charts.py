@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from pyserve.v1 import jobs_pb2
@@ -76,7 +77,8 @@ class Curves:
         options = _axes("learning rate", "loss, smoothed", log=True)
         several = len(self._runs) > 1
         options["series"] = [
-            _line(f"run {run + 1}" if several else "loss", points, _BLUE) for run, points in sorted(self._runs.items())
+            _line(f"run {run + 1}" if several else "loss", points, _BLUE)
+            for run, points in sorted(self._runs.items())
         ]
         options["yAxis"] |= self._readable_losses()
         if suggestion:
@@ -92,7 +94,10 @@ class Curves:
             return {"min": 0, "max": 1}
         first = max(points[0][1] for points in self._runs.values())
         lowest = min(losses)
-        return {"min": round(max(lowest - 0.05 * first, 0), 3), "max": round(first + (first - lowest) * 0.5 + 0.1, 3)}
+        return {
+            "min": round(max(lowest - 0.05 * first, 0), 3),
+            "max": round(first + (first - lowest) * 0.5 + 0.1, 3),
+        }
 
 
 def _axes(x: str, y: str, *, log: bool = False) -> dict[str, Any]:
@@ -109,7 +114,7 @@ def _axes(x: str, y: str, *, log: bool = False) -> dict[str, Any]:
     }
 
 
-def _line(name: str, points: list[tuple[float, float]], color: str, *, symbol: bool = False) -> dict[str, Any]:
+def _line(name: str, points: Sequence[tuple[float, float]], color: str, *, symbol: bool = False) -> dict[str, Any]:
     return {
         "type": "line",
         "name": name,

@@ -76,7 +76,9 @@ def _forms(dataset: datasets_pb2.Dataset, lr_from: str, weights: str) -> None:
             "weights": ui.input("Weights to begin with", value=weights, placeholder="none: from scratch")
             .props("stack-label")
             .tooltip("imagenet, a file of the server's weights folder, or a model"),
-            "image_size": ui.number("Image size, pixels", min=8, max=1024, placeholder="the network's own").props("stack-label"),
+            "image_size": ui.number("Image size, pixels", min=8, max=1024, placeholder="the network's own").props(
+                "stack-label"
+            ),
             "batch_size": ui.number("Batch size", value=64, min=1, max=4096),
         }
     with frame.section("Find the learning rate"):
@@ -87,8 +89,16 @@ def _forms(dataset: datasets_pb2.Dataset, lr_from: str, weights: str) -> None:
     with frame.section("Train"):
         with ui.grid().classes("w-full grid-cols-1 sm:grid-cols-2 gap-x-6"):
             recipe = ui.select(_RECIPES, value="schedule", label="Recipe").mark("recipe")
-            epochs = ui.number("Epochs", min=1, max=10_000, placeholder="the recipe's").props("stack-label").mark("epochs")
-            rate = ui.number("Learning rate", placeholder="the recipe's", format="%g").props("stack-label").mark("rate")
+            epochs = (
+                ui.number("Epochs", min=1, max=10_000, placeholder="the recipe's")
+                .props("stack-label")
+                .mark("epochs")
+            )
+            rate = (
+                ui.number("Learning rate", placeholder="the recipe's", format="%g")
+                .props("stack-label")
+                .mark("rate")
+            )
             found = ui.input("or that of a finder", value=lr_from, placeholder="jobs/…").props("stack-label")
             minutes = ui.number("Minutes", value=5, min=0.1).bind_visibility_from(recipe, "value", value="auto")
         train = ui.button("Train").mark("train")
@@ -107,7 +117,11 @@ def _forms(dataset: datasets_pb2.Dataset, lr_from: str, weights: str) -> None:
 
     @frame.told
     async def start_training() -> None:
-        options: dict[str, Any] = {"recipe": recipe.value, "learning_rate": rate.value, "epochs": _whole(epochs.value)}
+        options: dict[str, Any] = {
+            "recipe": recipe.value,
+            "learning_rate": rate.value,
+            "epochs": _whole(epochs.value),
+        }
         if recipe.value == "auto":
             options = {"recipe": "auto", "time_budget_minutes": minutes.value}
             options |= {"image_size": chosen()["image_size"]}

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import ParamSpec
 
 from nicegui import context, ui
-from nicegui.client import ClientConnectionTimeout
 
 from pyserve.client import AsyncClient
 from pyserve.errors import PyserveError
@@ -17,12 +16,11 @@ from pyserve.v1 import common_pb2
 
 P = ParamSpec("P")
 
-ICON = (
-    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'><rect width='8' height='8' rx='1.5' fill='#0072b2'/>"
-    "<rect x='1.5' y='1.5' width='2' height='2' fill='#fff'/><rect x='4.5' y='1.5' width='2' height='2' fill='#9cf'/>"
-    "<rect x='1.5' y='4.5' width='2' height='2' fill='#9cf'/><rect x='4.5' y='4.5' width='2' height='2' fill='#fff'/>"
-    "</svg>"
-)
+ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8">
+<rect width="8" height="8" rx="1.5" fill="#0072b2"/>
+<path d="M1.5 1.5h2v2h-2zM4.5 4.5h2v2h-2z" fill="#fff"/>
+<path d="M4.5 1.5h2v2h-2zM1.5 4.5h2v2h-2z" fill="#9cf"/>
+</svg>"""
 _LINKS = (("Data sets and models", "/"), ("Image kernels", "/kernels"))
 _STYLE = """
 .q-uploader__list, .q-uploader__subtitle { display: none }
@@ -87,7 +85,7 @@ def filled(build: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
     async def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             await context.client.connected(timeout=_CONNECT_S)
-        except ClientConnectionTimeout:
+        except TimeoutError:
             return  # nobody looks
         await told(build)(*args, **kwargs)
 

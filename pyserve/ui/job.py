@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import aclosing
+from typing import Any
 
 from nicegui import background_tasks, context, ui
 
@@ -99,7 +101,9 @@ class JobView:
             self._bar.value = step.step / max(step.total_steps, 1)
             rate = f", rate {step.learning_rates[-1]:.2g}" if step.learning_rates else ""
             speed = f", {step.images_per_s:.0f} pictures/s" if step.images_per_s else ""
-            self._facts.text = f"{step.phase}: step {step.step} of {step.total_steps}, loss {step.loss:.3f}{rate}{speed}"
+            self._facts.text = (
+                f"{step.phase}: step {step.step} of {step.total_steps}, loss {step.loss:.3f}{rate}{speed}"
+            )
         elif kind == "epoch":
             values = ", ".join(f"{name} {value:.4g}" for name, value in sorted(event.epoch.metrics.items()))
             self._log.push(f"epoch {event.epoch.epoch} of {event.epoch.total_epochs}: {values}")
@@ -108,11 +112,11 @@ class JobView:
 
     def _draw(self, suggestion: float | None = None) -> None:
         self._drawn = time.monotonic()
-        drawings = (
+        drawings: list[tuple[tuple[ui.card, ui.echart], bool, Callable[[], dict[str, Any]]]] = [
             (self._range, self._curves.finds_rate, lambda: self._curves.range_test(suggestion)),
             (self._losses, self._curves.trains, self._curves.losses),
             (self._accuracies, self._curves.trains, self._curves.accuracies),
-        )
+        ]
         for (card, chart), wanted, options in drawings:
             card.set_visibility(wanted)
             if wanted:

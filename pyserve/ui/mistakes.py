@@ -12,7 +12,9 @@ from pyserve.v1 import insight_pb2, models_pb2
 
 Order = Literal["most_incorrect", "most_uncertain", "most_correct", "highest_loss"]
 
-_TITLES = dict(zip(get_args(Order), ("most incorrect", "most uncertain", "most correct", "top losses"), strict=True))
+_TITLES = dict(
+    zip(get_args(Order), ("most incorrect", "most uncertain", "most correct", "top losses"), strict=True)
+)
 _COUNT = 24
 _THUMBNAIL_PIXELS = 224
 _LEAVE_OUT = "leave it out"
@@ -34,7 +36,9 @@ class Mistakes:
         self._gallery = ui.grid().classes("w-full grid-cols-2 sm:grid-cols-4 lg:grid-cols-6 gap-3")
         with ui.row().classes("items-center gap-4") as self._changes:
             self._told = ui.label("").mark("changes")
-            self._apply = ui.button("Make a corrected version of the data set", on_click=self._relabel).mark("relabel")
+            self._apply = ui.button("Make a corrected version of the data set", on_click=self._relabel).mark(
+                "relabel"
+            )
             ui.button("Forget them", on_click=self._forget).props("flat")
         self._count_changes()
 
@@ -60,9 +64,11 @@ class Mistakes:
         with ui.column().classes("gap-0 min-w-0").mark("mistake"):
             place = ui.element("div").classes("w-full aspect-square")
             right = item.label == item.predicted
-            ui.label(f"{item.label} {frame.percent(item.label_probability)}").classes("text-sm truncate w-full")
+            ui.label(f"labelled {item.label} · {frame.percent(item.label_probability)}").classes(
+                "text-sm truncate w-full"
+            )
             if not right:
-                ui.label(f"taken for {item.predicted} {frame.percent(item.probability)}").classes(
+                ui.label(f"taken for {item.predicted} · {frame.percent(item.probability)}").classes(
                     "text-sm text-negative truncate w-full"
                 )
             ui.select(

@@ -37,8 +37,10 @@ def trained(server: ServerProcess) -> models_pb2.Model:
     for path, data in wrong.items():
         label = {"red": "blue", "blue": "green", "green": "red"}[path.partition("/")[0]]
         files[f"{label}/wrong-{path.replace('/', '-')}"] = data
-    dataset = server.stubs.upload(zipped({f"{part}/{k}": v for part in ("train", "valid") for k, v in files.items()}),
-                                  f"mixed-{uuid.uuid4().hex[:6]}")
+    dataset = server.stubs.upload(
+        zipped({f"{part}/{k}": v for part in ("train", "valid") for k, v in files.items()}),
+        f"mixed-{uuid.uuid4().hex[:6]}",
+    )
     job = server.stubs.wait(server.stubs.train(dataset.name, model_id="mixed", epochs=4))
     return server.stubs.models.Get(models_pb2.GetModelRequest(name=job.train_result.model))
 
@@ -87,9 +89,7 @@ def test_from_pictures_to_a_model(
     page.get_by_text("of 12 validation pictures are right").wait_for()
 
 
-def test_mistakes_are_relabelled(
-    page: Page, site: str, server: ServerProcess, trained: models_pb2.Model
-) -> None:
+def test_mistakes_are_relabelled(page: Page, site: str, server: ServerProcess, trained: models_pb2.Model) -> None:
     page.goto(f"{site}/{trained.name}")
     labels = page.get_by_label(re.compile("^label of "))
     labels.first.wait_for()
