@@ -28,9 +28,9 @@ def page(
         typer.Option("--insecure", help="Allow to listen beyond loopback: whoever opens the page acts as you."),
     ] = False,
 ) -> None:
-    """Open the lesson in a browser: upload pictures, find the rate, train, look at mistakes, predict.
+    """Serve the page: the lesson in a browser.
 
-    Runs until Ctrl-C; a client of the server like any other. The first line on stdout ends with the page's URL.
+    Upload pictures, find the rate, train, look at mistakes, predict. Runs until Ctrl-C; a client of the server like any other. The first line on stdout ends with the page's URL.
     """
     try:
         from pyserve.ui.serving import serve
