@@ -30,7 +30,8 @@ def page(
 ) -> None:
     """Serve the page: the lesson in a browser.
 
-    Upload pictures, find the rate, train, look at mistakes, predict. Runs until Ctrl-C; a client of the server like any other. The first line on stdout ends with the page's URL.
+    Upload pictures, find the rate, train, look at mistakes, predict. A client of the server like any other. Runs
+    until Ctrl-C; the first line on stdout ends with the page's URL.
     """
     try:
         from pyserve.ui.serving import serve
