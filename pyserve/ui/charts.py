@@ -81,6 +81,10 @@ class Curves:
             for run, points in sorted(self._runs.items())
         ]
         options["yAxis"] |= self._readable_losses()
+        options["yAxis"]["axisLabel"] = {
+            "showMinLabel": False,
+            "showMaxLabel": False,
+        }  # the limits are no round numbers
         if suggestion:
             limits = options["yAxis"]
             points = [(suggestion, limits["min"]), (suggestion, limits["max"])]
@@ -102,13 +106,14 @@ class Curves:
 
 def _axes(x: str, y: str, *, log: bool = False) -> dict[str, Any]:
     name: dict[str, Any] = {"nameLocation": "middle", "nameGap": 28}
+    short = {":formatter": "(value) => (value < 0.001 ? value.toExponential() : String(value))"} if log else {}
     return {
         "animation": False,
         "backgroundColor": "transparent",
         "grid": {"left": 58, "right": 24, "top": 34, "bottom": 46},
         "tooltip": {"trigger": "axis"},
         "legend": {"top": 0},
-        "xAxis": {"type": "log" if log else "value", "name": x, "scale": True, **name},
+        "xAxis": {"type": "log" if log else "value", "name": x, "scale": True, "axisLabel": short, **name},
         "yAxis": {"type": "value", "name": y, "scale": True, **name, "nameGap": 40},
         "series": [],
     }

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec
 
-from nicegui import context, ui
+from nicegui import context, events, ui
 
 from pyserve.client import AsyncClient
-from pyserve.errors import PyserveError
+from pyserve.errors import InvalidArgumentError, PyserveError
 from pyserve.v1 import common_pb2
 
 P = ParamSpec("P")
@@ -27,6 +27,7 @@ _STYLE = """
 .q-uploader__header { border-radius: inherit }
 """
 _CONNECT_S = 30.0
+_MAX_PICTURE_BYTES = 32 * 2**20
 _clients: list[AsyncClient] = []
 
 
@@ -98,6 +99,40 @@ def tell(error: PyserveError) -> None:
         ui.notify(str(error), type="negative", multi_line=True, close_button=True, timeout=0)
 
 
+def upload(
+    label: str, action: Callable[[events.UploadEventArguments], Awaitable[None]], *, accept: str, max_bytes: int
+) -> ui.upload:
+    """A place where one file is chosen or dropped, and sent at once.
+
+    Args:
+        label: what to do here.
+        action: takes the file.
+        accept: endings or media types, separated by commas.
+        max_bytes: size of the file.
+    """
+    expected = f"file: expected one of {accept.replace(',', ', ')}, at most {max_bytes // 2**20} MiB"
+    field = ui.upload(
+        label=label,
+        on_upload=action,
+        on_rejected=lambda: tell(InvalidArgumentError(expected)),
+        auto_upload=True,
+        max_files=1,
+        max_file_size=max_bytes,
+    )
+    return field.props(f'accept="{accept}" flat bordered').classes("w-full sm:w-96")
+
+
+def picture_upload(action: Callable[[bytes], Awaitable[None]]) -> None:
+    """A place for a picture to look at; `action` takes the file's bytes."""
+
+    @told
+    async def take(event: events.UploadEventArguments) -> None:
+        field.reset()  # the next one may have the same name
+        await action(await event.file.read())
+
+    field = upload("Choose a picture, or drop it here", take, accept="image/*", max_bytes=_MAX_PICTURE_BYTES)
+
+
 @contextmanager
 def busy(button: ui.button) -> Iterator[None]:
     """The button shows that its work is under way, and cannot be pressed a second time."""
@@ -132,8 +167,8 @@ def show(figures: Iterable[common_pb2.Figure], text: str, *, width: str = "100%"
 
 def picture(source: str, text: str) -> ui.element:
     """A picture in its own proportions, and its text."""
-    image = ui.element("img").props(f'src="{source}"').classes("max-w-full rounded")
-    image.props["alt"] = text
+    image = ui.element("img").classes("max-w-full rounded")
+    image.props["src"], image.props["alt"] = source, text
     return image
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
@@ -43,10 +41,10 @@ class JobView:
         self._name = job.name
         self._finder = job.WhichOneof("spec") == "find_learning_rate"
         self._training = job.find_learning_rate.training if self._finder else job.train
-        self._curves, self._drawn = Curves(), 0.0
+        self._curves, self._changed = Curves(), False
         self._client = context.client
         with ui.row().classes("items-center gap-4 w-full"):
-            self._state = ui.badge("").props("outline").classes("text-base px-3 py-1").mark("state")
+            self._state = ui.badge("").props("outline").classes("text-base px-3 py-1")
             dataset = self._training.dataset
             ui.label("Learning-rate finder on" if self._finder else "Training on")
             ui.link(dataset, f"/{dataset}")
@@ -61,6 +59,7 @@ class JobView:
         self._accuracies = self._chart("Accuracy")
         with ui.expansion("Log").classes("w-full"):
             self._log = ui.log(max_lines=500).classes("w-full h-64")
+        self._drawing = ui.timer(_REFRESH_S, self._draw_news)
         self._shown(job.state)
 
     @staticmethod
@@ -83,8 +82,6 @@ class JobView:
         except PyserveError as error:
             with self._client:
                 frame.tell(error)
-        except asyncio.CancelledError:
-            raise
 
     def _take(self, event: jobs_pb2.Event) -> None:
         kind = event.WhichOneof("event")
@@ -107,11 +104,15 @@ class JobView:
         elif kind == "epoch":
             values = ", ".join(f"{name} {value:.4g}" for name, value in sorted(event.epoch.metrics.items()))
             self._log.push(f"epoch {event.epoch.epoch} of {event.epoch.total_epochs}: {values}")
-        if self._curves.add(event) and time.monotonic() - self._drawn > _REFRESH_S:
+        self._changed |= self._curves.add(event)
+
+    def _draw_news(self) -> None:
+        """Events come faster than charts can be drawn, or looked at."""
+        if self._changed:
+            self._changed = False
             self._draw()
 
     def _draw(self, suggestion: float | None = None) -> None:
-        self._drawn = time.monotonic()
         drawings: list[tuple[tuple[ui.card, ui.echart], bool, Callable[[], dict[str, Any]]]] = [
             (self._range, self._curves.finds_rate, lambda: self._curves.range_test(suggestion)),
             (self._losses, self._curves.trains, self._curves.losses),
@@ -135,12 +136,13 @@ class JobView:
     def _finish(self, job: jobs_pb2.Job) -> None:
         """What came out, and where to go from here."""
         self._shown(job.state)
+        self._drawing.cancel()
         found = job.learning_rate_result.learning_rate if self._finder else 0.0
         self._draw(found or None)
         self._facts.text = job.reason
         with self._result:
             if job.error.message:
-                ui.label(job.error.message).classes("text-negative").mark("problem")
+                ui.label(job.error.message).classes("text-negative")
             if found:
                 self._show_rates(job)
             if job.train_result.model:
@@ -148,7 +150,7 @@ class JobView:
 
     def _show_rates(self, job: jobs_pb2.Job) -> None:
         result = job.learning_rate_result
-        ui.label(f"Learning rate {result.learning_rate:.2g}").classes("text-xl").mark("rate-found")
+        ui.label(f"Learning rate {result.learning_rate:.2g}").classes("text-xl")
         others = [s for s in result.suggestions if not s.problem]
         ui.label("by rule: " + ", ".join(f"{s.rule} {s.learning_rate:.2g}" for s in others)).classes("opacity-70")
         ui.button(
@@ -158,7 +160,7 @@ class JobView:
     def _show_model(self, job: jobs_pb2.Job) -> None:
         accuracy = job.train_result.metrics.get("accuracy")
         if accuracy is not None:
-            ui.label(f"Accuracy {frame.percent(accuracy)}").classes("text-xl").mark("accuracy")
+            ui.label(f"Accuracy {frame.percent(accuracy)}").classes("text-xl")
         with ui.row():
             ui.button("Look at the model", on_click=lambda: ui.navigate.to(f"/{job.train_result.model}"))
             ui.button("Report", on_click=self._report).props("outline")
