@@ -72,7 +72,9 @@ def _classes(dataset: datasets_pb2.Dataset) -> None:
     shown = dataset.classes[:24]
     with ui.row().classes("gap-2"):
         for member in shown:
-            ui.chip(f"{member.name} · {member.train_count + member.valid_count}").props("outline dense")
+            ui.label(f"{member.name} · {member.train_count + member.valid_count}").classes(
+                "border rounded-full px-2"
+            )
         if len(dataset.classes) > len(shown):
             ui.label(f"and {len(dataset.classes) - len(shown)} more")
 

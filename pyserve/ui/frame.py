@@ -25,6 +25,10 @@ _LINKS = (("Data sets and models", "/"), ("Image kernels", "/kernels"))
 _STYLE = """
 .q-uploader__list, .q-uploader__subtitle { display: none }
 .q-uploader__header { border-radius: inherit }
+.nicegui-echart text { fill: currentColor }
+.body--dark :is(.q-btn--outline, .q-btn--flat, .q-badge--outline, .text-negative) {
+  --q-primary: #56b4e9; --q-positive: #35c79b; --q-negative: #ff8b4d
+}
 """
 _CONNECT_S = 30.0
 _MAX_PICTURE_BYTES = 32 * 2**20

@@ -40,14 +40,15 @@ class JobView:
     def __init__(self, job: jobs_pb2.Job) -> None:
         self._name = job.name
         self._finder = job.WhichOneof("spec") == "find_learning_rate"
+        self._steps = max(job.find_learning_rate.steps * max(job.find_learning_rate.repeats, 1), 1)
         self._training = job.find_learning_rate.training if self._finder else job.train
         self._curves, self._changed = Curves(), False
         self._client = context.client
         with ui.row().classes("items-center gap-4 w-full"):
             self._state = ui.badge("").props("outline").classes("text-base px-3 py-1")
-            dataset = self._training.dataset
-            ui.label("Learning-rate finder on" if self._finder else "Training on")
-            ui.link(dataset, f"/{dataset}")
+            with ui.row().classes("gap-1"):
+                ui.label("Learning-rate finder on" if self._finder else "Training on")
+                ui.link(self._training.dataset.partition("/")[2], f"/{self._training.dataset}")
             ui.space()
             self._cancel = ui.button("Cancel", on_click=self._ask_to_stop).props("outline color=negative")
             self._resume = ui.button("Resume", on_click=self._go_on).props("outline")
@@ -65,7 +66,7 @@ class JobView:
     @staticmethod
     def _chart(title: str) -> tuple[ui.card, ui.echart]:
         with frame.section(title) as card:
-            chart = ui.echart({}).classes(_CHART)
+            chart = ui.echart({}, renderer="svg").classes(_CHART)
         card.set_visibility(False)
         return card, chart
 
@@ -93,14 +94,14 @@ class JobView:
             self._log.push(f"warning: {event.warning.message}")
         elif kind == "log":
             self._log.push(event.log.message)
+            self._facts.text = event.log.message
         elif kind == "step":
-            step = event.step
-            self._bar.value = step.step / max(step.total_steps, 1)
-            rate = f", rate {step.learning_rates[-1]:.2g}" if step.learning_rates else ""
-            speed = f", {step.images_per_s:.0f} pictures/s" if step.images_per_s else ""
-            self._facts.text = (
-                f"{step.phase}: step {step.step} of {step.total_steps}, loss {step.loss:.3f}{rate}{speed}"
-            )
+            self._bar.value = event.step.step / max(event.step.total_steps, 1)
+            self._facts.text = _step_facts(event.step)
+        elif kind == "curve_point" and self._finder:
+            point = event.curve_point
+            self._bar.value = min(self._bar.value + 1 / self._steps, 1)
+            self._facts.text = f"rate {point.learning_rate:.2g}, loss {point.smoothed_loss:.3f}"
         elif kind == "epoch":
             values = ", ".join(f"{name} {value:.4g}" for name, value in sorted(event.epoch.metrics.items()))
             self._log.push(f"epoch {event.epoch.epoch} of {event.epoch.total_epochs}: {values}")
@@ -180,3 +181,9 @@ class JobView:
         with frame.busy(self._resume):
             await frame.client().resume_job(self._name)
         ui.navigate.reload()
+
+
+def _step_facts(step: jobs_pb2.StepDone) -> str:
+    rate = f", rate {step.learning_rates[-1]:.2g}" if step.learning_rates else ""
+    speed = f", {step.images_per_s:.0f} pictures/s" if step.images_per_s else ""
+    return f"{step.phase}: step {step.step} of {step.total_steps}, loss {step.loss:.3f}{rate}{speed}"

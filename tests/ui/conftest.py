@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DESKTOP: ViewportSize = {"width": 1280, "height": 900}
 PHONE: ViewportSize = {"width": 390, "height": 844}
-_STEP_MS = 60_000
+_STEP_MS = 120_000
 
 
 class PageProcess:

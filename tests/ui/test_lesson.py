@@ -62,7 +62,7 @@ def test_from_pictures_to_a_model(
     finder = server.stubs.jobs.Get(jobs_pb2.GetJobRequest(name="jobs/" + page.url.rpartition("/")[2]))
     rate = finder.learning_rate_result.learning_rate
     assert page.get_by_text(re.compile("^Learning rate [0-9]")).inner_text() == f"Learning rate {rate:.2g}"
-    assert page.locator("canvas").first.is_visible()
+    assert page.locator(".nicegui-echart").get_by_text("suggested").is_visible()
 
     page.get_by_role("button", name="Train with it").click()
     page.wait_for_url(re.compile("lr_from="))
