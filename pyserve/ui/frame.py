@@ -177,5 +177,9 @@ def picture(source: str, text: str) -> ui.element:
 
 
 def percent(value: float) -> str:
-    """Such as "97.3 %"."""
+    """Such as "97.3 %"; what is nearly none or nearly all is not rounded to it."""
+    if 0 < value < 0.0005:
+        return "< 0.1 %"
+    if 0.9995 <= value < 1:
+        return "> 99.9 %"
     return f"{100 * value:.1f} %"

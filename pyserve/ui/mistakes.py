@@ -30,7 +30,9 @@ class Mistakes:
         self._labels: dict[str, str] = {}
         self._removed: set[str] = set()
         with ui.row().classes("items-center gap-4 w-full"):
-            self._order = ui.toggle(_TITLES, value="most_incorrect", on_change=self.load).props("no-caps")
+            self._order = ui.toggle(_TITLES, value="most_incorrect", on_change=self.load).props(
+                'no-caps padding="4px 10px"'
+            )
             self._label = ui.select(
                 {"": "all classes", **{label: label for label in model.labels}}, value="", on_change=self.load
             ).props('dense aria-label="class"')

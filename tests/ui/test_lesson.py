@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -157,6 +158,24 @@ def test_mistakes_are_relabelled(page: Page, site: str, server: ServerProcess, t
     job = server.stubs.jobs.Get(jobs_pb2.GetJobRequest(name="jobs/" + page.url.rpartition("/")[2]))
     assert (job.train.dataset, job.train.architecture) == (name, "smallnet")
     assert job.train.weights == trained.name
+
+
+def test_recipe_auto_is_told_the_minutes_alone(
+    new_tab: Callable[[], Page], site: str, server: ServerProcess, trained: models_pb2.Model
+) -> None:
+    tab = new_tab()
+    tab.goto(f"{site}/{trained.provenance['dataset']}")
+    fill_network(tab)
+    choose(tab, "Recipe", "auto: the best")
+    tab.get_by_label("Epochs").wait_for(state="hidden")
+    tab.get_by_label("Minutes").fill("0.5")
+    tab.get_by_role("button", name="Train", exact=True).click()
+    tab.wait_for_url(re.compile("/jobs/"))
+    job = server.stubs.jobs.Get(jobs_pb2.GetJobRequest(name="jobs/" + tab.url.rpartition("/")[2]))
+    server.stubs.jobs.Cancel(jobs_pb2.CancelJobRequest(name=job.name))
+    assert (job.train.recipe, job.train.time_budget_minutes) == ("auto", 0.5)
+    assert job.train.architecture == "smallnet"
+    server.stubs.wait(job)
 
 
 def test_changes_can_be_forgotten(page: Page, site: str, trained: models_pb2.Model) -> None:
