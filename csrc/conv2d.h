@@ -77,18 +77,24 @@ struct Conv2dArgs {
   PYSERVE_INLINE Conv2dArgs without_packed() const { return {x, weight, bias, residual, y, nullptr}; }
 };
 
-// dx = the gradient of x, from `grad` [N][P][Q][K] that the activation's mask has been applied to.
+// dx = the gradient of x, from `grad` [N][P][Q][K] that the activation's mask has been applied to; or that it is
+// applied to as grad is loaded, where y, the forward pass' output, is given (only to kernels that do so, see
+// cuda/kernels.h).
 struct Conv2dDgradArgs {
   const void* grad;
   const void* weight;
+  const void* y;
   void* dx;
 };
 
-// dw [K][R][S][C/groups] = the gradient of weight, from the masked `grad`.
+// dw [K][R][S][C/groups] = the gradient of weight, likewise; dbias [K] = the sums of the masked grad, null where they
+// are not wanted or the kernel has none.
 struct Conv2dWgradArgs {
   const void* grad;
   const void* x;
+  const void* y;
   void* dw;
+  void* dbias;
 };
 
 }  // namespace pyserve

@@ -23,6 +23,7 @@ struct Cpu {
     return x.scalar_type() != ScalarType::Half && kernel_dtype(dtype_name(x.scalar_type())).has_value();
   }
   static bool covers(const Conv2dProblem&) { return true; }
+  static bool masks_gradient(const Conv2dProblem&, const std::vector<bool>&, const Tensor&) { return false; }
 
   template <Op op>
   static void run(const ProblemOf<op>& problem, const ArgsOf<op>& args, const Tensor&) {
@@ -42,6 +43,7 @@ namespace {
 struct Elsewhere {
   static bool has(const Tensor&) { return false; }
   static bool covers(const Conv2dProblem&) { return false; }
+  static bool masks_gradient(const Conv2dProblem&, const std::vector<bool>&, const Tensor&) { return false; }
   template <Op op>
   static void run(const ProblemOf<op>&, const ArgsOf<op>&, const Tensor&) {}
 };

@@ -13,6 +13,7 @@ template <class T, bool pointwise = false>
 struct ForwardProduct : ProductSizes {
   using Left = std::conditional_t<pointwise, PixelRows<T>, PatchRows<T>>;
   using Right = Dense<T, true>;
+  static constexpr bool kMasksLeft = false;
   Conv2dArgs args;
   PatchGeometry patches;
   int64_t K;
@@ -54,12 +55,29 @@ struct ForwardProduct : ProductSizes {
   }
 };
 
+// The activation's mask on a gradient: which of its elements pass is seen in y, which is laid out as the gradient is.
+template <class T>
+struct GradientMask {
+  bool wanted;
+  Accumulator<T> lo, hi;
+  int64_t distance;  // from an element of grad to that of y
+
+  GradientMask(const Conv2dProblem& p, const void* grad, const void* y)
+      : wanted(y != nullptr),
+        lo(static_cast<Accumulator<T>>(p.clamp.mask_lo())),
+        hi(static_cast<Accumulator<T>>(p.clamp.mask_hi())),
+        distance(wanted ? (reinterpret_cast<intptr_t>(y) - reinterpret_cast<intptr_t>(grad)) / intptr_t{sizeof(T)}
+                        : 0) {}
+};
+
 // Of one class of rows and columns of x.
 template <class T, bool pointwise = false>
 struct DgradProduct : ProductSizes {
   using Left = std::conditional_t<pointwise, Dense<T, true>, PatchRows<T>>;
   using Right = std::conditional_t<pointwise, Dense<T, false>, WeightColumns<T>>;
+  static constexpr bool kMasksLeft = true;
   Conv2dDgradArgs args;
+  GradientMask<T> mask;
   PatchGeometry patches;
   WeightColumns<T> first_group;
   int64_t W, C, image, row_step, column_step, first_row, first_column;
@@ -70,6 +88,7 @@ struct DgradProduct : ProductSizes {
                int64_t channels)
       : ProductSizes(p.N * h.count * w.count, channels / p.groups, h.taps * w.taps * p.group_k(), p.groups),
         args(args),
+        mask(p, args.grad, args.y),
         patches(dgrad_patches(p, h, w)),
         first_group{static_cast<const T*>(args.weight) + (h.first_tap * p.S + w.first_tap) * p.group_c(),
                     Divisor(p.group_k()),
@@ -133,16 +152,20 @@ template <class T, bool pointwise = false>
 struct WgradProduct : ProductSizes {
   using Left = Dense<T, false>;
   using Right = std::conditional_t<pointwise, PixelColumns<T>, PatchColumns<T>>;
+  static constexpr bool kMasksLeft = true;
   Conv2dWgradArgs args;
+  GradientMask<T> mask;
   PatchGeometry patches;
   int64_t K, grad_channels;
-  Accumulator<T>* parts = nullptr;  // where there is one part, it is the result
+  Accumulator<T>* parts = nullptr;       // where there is one part, it is the result
+  Accumulator<T>* bias_parts = nullptr;  // [splits][K]: the sums of grad, where they are wanted
   bool wide;
 
   // `channels` of grad: more than the filters where grad is padded.
   WgradProduct(const Conv2dProblem& p, const Conv2dWgradArgs& args, int64_t channels)
       : ProductSizes(p.group_k(), p.R * p.S * p.group_c(), p.N * p.P * p.Q, p.groups),
         args(args),
+        mask(p, args.grad, args.y),
         patches(forward_patches(p)),
         K(p.K),
         grad_channels(channels),
@@ -161,6 +184,9 @@ struct WgradProduct : ProductSizes {
     if (parts == nullptr) return write(static_cast<T*>(args.dw), start + column, start + columns, wide, sums);
     Accumulator<T>* part = parts + split * K * columns;
     write(part, start + column, start + columns, columns % kWide<Accumulator<T>> == 0, sums);
+  }
+  PYSERVE_DEVICE void store_row_sum(int64_t group, int64_t split, int64_t row, Accumulator<T> sum) const {
+    device::store(bias_parts + split * K + group * rows + row, sum);
   }
 };
 

@@ -226,18 +226,39 @@ class Emulator:
         self.run(variant, problem, [nhwc(t.x), nhwc(t.weight), t.bias, nhwc(t.residual)], [y], ordering)
         return y.permute(0, 3, 1, 2)
 
-    def conv2d_dgrad(self, variant: str, t: Tensors, ordering: str, *, tf32: bool = False) -> Tensor:
-        """The gradient of x, [N, C, H, W]."""
+    def conv2d_dgrad(
+        self,
+        variant: str,
+        t: Tensors,
+        ordering: str,
+        *,
+        tf32: bool = False,
+        y: Tensor | None = None,
+        activation: str = "none",
+    ) -> Tensor:
+        """The gradient of x, [N, C, H, W], through the activation whose output y is, where it is given."""
         dx = poisoned_like(nhwc(t.x))
-        problem = conv2d_problem(t.case, t.x.dtype, tf32=tf32)
-        self.run(variant, problem, [nhwc(t.grad), nhwc(t.weight)], [dx], ordering)
+        problem = conv2d_problem(t.case, t.x.dtype, activation, tf32=tf32)
+        self.run(variant, problem, [nhwc(t.grad), nhwc(t.weight), None if y is None else nhwc(y)], [dx], ordering)
         return dx.permute(0, 3, 1, 2)
 
-    def conv2d_wgrad(self, variant: str, t: Tensors, ordering: str, *, tf32: bool = False) -> Tensor:
-        """The gradient of weight, [K, C/groups, R, S]."""
+    def conv2d_wgrad(
+        self,
+        variant: str,
+        t: Tensors,
+        ordering: str,
+        *,
+        tf32: bool = False,
+        y: Tensor | None = None,
+        activation: str = "none",
+        dbias: Tensor | None = None,
+    ) -> Tensor:
+        """The gradient of weight, [K, C/groups, R, S], likewise; that of the bias goes to `dbias` [K]."""
         dw = poisoned_like(nhwc(t.weight))
-        problem = conv2d_problem(t.case, t.x.dtype, tf32=tf32)
-        self.run(variant, problem, [nhwc(t.grad), nhwc(t.x)], [dw], ordering)
+        problem = conv2d_problem(t.case, t.x.dtype, activation, tf32=tf32)
+        self.run(
+            variant, problem, [nhwc(t.grad), nhwc(t.x), None if y is None else nhwc(y)], [dw, dbias], ordering
+        )
         return dw.permute(0, 3, 1, 2)
 
 

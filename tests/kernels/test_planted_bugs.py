@@ -36,6 +36,24 @@ def wgrad(variant: str, case: Case, dtype: torch.dtype = torch.float32) -> Check
     return check
 
 
+def masked(op: str, case: Case, dtype: torch.dtype) -> Check:
+    """Likewise of the gradients through a ReLU6, masked by the kernels themselves."""
+    t = Tensors.random(case, dtype, post_relu=False)
+    y = reference.clamp(4 * t.residual, "relu6")
+    for_x, for_weight, for_bias, _ = reference.expected_backward(t, y, "relu6")
+
+    def check(emulator: Emulator, ordering: str) -> None:
+        if op == "dgrad":
+            dx = emulator.conv2d_dgrad("conv2d_dgrad_mma_sm80", t, ordering, y=y, activation="relu6")
+            return for_x.check(dx)
+        dbias = emulation.poisoned_like(t.bias)
+        dw = emulator.conv2d_wgrad("conv2d_wgrad_mma_sm80", t, ordering, y=y, activation="relu6", dbias=dbias)
+        for_weight.check(dw)
+        return for_bias.check(dbias)
+
+    return check
+
+
 def dgrad(variant: str, case: Case, dtype: torch.dtype = torch.float32) -> Check:
     """Likewise of the gradient of x."""
     t = Tensors.random(case, dtype, post_relu=False)
@@ -149,7 +167,7 @@ PLANTED: dict[str, tuple[Patch, Check]] = {
         forward("conv2d_mma_sm80", *HALF),
     ),
     "mma: copies are not committed": (
-        Patch(PRODUCT, "device::copy_commit();\n    const", "const", "conv2d_mma"),
+        Patch(PRODUCT, "device::copy_commit();\n    multiply", "multiply", "conv2d_mma"),
         forward("conv2d_mma_sm80", *HALF),
     ),
     "mma: sums leave through stages still in use": (
@@ -181,7 +199,9 @@ PLANTED: dict[str, tuple[Patch, Check]] = {
         forward("conv2d_mma_sm80", *HALF),
     ),
     "mma: a swizzle on the way in that is not undone": (
-        Patch(PRODUCT, "Tile::address(line, chunk_)", "Tile::address(line ^ 1, chunk_)", "conv2d_mma"),
+        Patch(
+            PRODUCT, "tile + Tile::address(line, chunk_)", "tile + Tile::address(line ^ 1, chunk_)", "conv2d_mma"
+        ),
         forward("conv2d_mma_sm80", *HALF),
     ),
     "mma: the transposed load takes other rows": (
@@ -209,8 +229,8 @@ PLANTED: dict[str, tuple[Patch, Check]] = {
     "mma: the end of the sum is not looked at": (
         Patch(
             PRODUCT,
-            "copy(tile, i, part, exists_[i] && inner_at < end, outer_[i], inner)",
-            "copy(tile, i, part, exists_[i], outer_[i], inner)",
+            "copy(tile, i, part, exists_[i] && inner_at < end, outer_[i], inner, distance)",
+            "copy(tile, i, part, exists_[i], outer_[i], inner, distance)",
             "conv2d_mma",
         ),
         forward("conv2d_mma_sm80", *HALF),
@@ -223,6 +243,50 @@ PLANTED: dict[str, tuple[Patch, Check]] = {
             "conv2d_mma",
         ),
         forward("conv2d_mma_sm80", square(2, 5, 9, 40, 3, 1, 1), torch.bfloat16),
+    ),
+    "mask: chunks are masked before they are there": (
+        Patch(
+            PRODUCT,
+            "device::copy_wait<Shape::kStages - 2>();\n    unsigned char* const at = shared",
+            "unsigned char* const at = shared",
+            "conv2d_dgrad_mma",
+        ),
+        masked("dgrad", *HALF),
+    ),
+    "mask: others see chunks before they are masked": (
+        Patch(PRODUCT, "    device::block_barrier();  // everybody's", "    // everybody's", "conv2d_dgrad_mma"),
+        masked("dgrad", *HALF),
+    ),
+    "mask: the chunks masked are not those copied": (
+        Patch(
+            PRODUCT,
+            "const int32_t at = Tile::address(line, chunk_);",
+            "const int32_t at = Tile::address(line, chunk_ ^ 1);",
+            "conv2d_dgrad_mma",
+        ),
+        masked("dgrad", *HALF),
+    ),
+    "mask: the stages of y overlap the next": (
+        Patch(
+            PRODUCT,
+            "Shape::kStageBytes + masked_bytes<Shape>(product);\n  const auto",
+            "Shape::kStageBytes;\n  const auto",
+            "conv2d_dgrad_mma",
+        ),
+        masked("dgrad", *HALF),
+    ),
+    "mask: the upper bound is not looked at": (
+        Patch(PRODUCT, "value <= lo || value >= hi", "value <= lo", "conv2d_wgrad_mma"),
+        masked("wgrad", *COLUMNS),
+    ),
+    "mask: the bias is summed by every column of tiles": (
+        Patch(
+            PRODUCT,
+            "column == 0 && device::thread_index() < Shape::kRows && mine",
+            "device::thread_index() < Shape::kRows && mine",
+            "conv2d_wgrad_mma",
+        ),
+        masked("wgrad", *COLUMNS),
     ),
     "pointwise: a stride is not seen": (
         Patch(OPERANDS, "if (g->step_h == 1 && g->step_w == 1)", "if (g->step_h > 0)", "conv2d_pointwise"),
