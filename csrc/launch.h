@@ -7,6 +7,7 @@
 //   static bool masks_gradient(problem, wanted, on)      whether those of conv2d's gradients of x and weight, as
 //   wanted,
 //                                                        apply the activation's mask by themselves
+//   static bool gives_statistics(problem, on)            whether that of conv2d gives its output's mean and variance
 //   template <Op op> static void run(const ProblemOf<op>&, const ArgsOf<op>&, const Tensor& on)
 #pragma once
 #include "fallback.h"

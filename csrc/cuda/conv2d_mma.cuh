@@ -12,6 +12,7 @@
 namespace pyserve::mma {
 
 using Large = Shape<128, 128, 64, 32, 3, 2>;
+using LargeTf32 = Shape<128, 128, 32, 32, 3, 1>;
 using Medium = Shape<128, 64, 64, 32, 4, 3>;
 using Small = Shape<64, 64, 32, 32, 4, 4>;
 using Narrow = Shape<128, 32, 32, 32, 4, 4>;
@@ -20,13 +21,13 @@ int64_t rounded_up(int64_t channels) {
   return (channels + kWide<T> - 1) / kWide<T> * kWide<T>;
 }
 
-// TF32 takes a register where two 16-bit elements share one: it has no large tile, and for the gradient of weight no
-// medium one, which would spill.
+// TF32 takes a register where two 16-bit elements share one. Its large tile has twice the warps, of half the rows each,
+// which 64 × 32 sums a warp would not fit beside; for the gradient of weight a medium tile would spill.
 template <int32_t kVector, bool kWgrad = false, class Product>
 void run(Product& product, TileSize tile, int64_t splits, const Queue& queue) {
   constexpr bool kHalf = sizeof(typename Product::Left::Element) == 2;
   using Wider = std::conditional_t<kHalf || !kWgrad, Medium, Small>;
-  using Widest = std::conditional_t<kHalf, Large, Wider>;
+  using Widest = std::conditional_t<kHalf, Large, LargeTf32>;
   if (tile == TileSize::large) return run_product<Widest, kVector>(product, splits, queue);
   if (tile == TileSize::medium) return run_product<Wider, kVector>(product, splits, queue);
   if constexpr (!kWgrad) {

@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 
+#include "channel_sums.cuh"
 #include "conv2d_operands.h"
 #include "product.h"
 #include "vector_access.h"
@@ -13,9 +14,11 @@ template <class T, bool pointwise = false>
 struct ForwardProduct : ProductSizes {
   using Left = std::conditional_t<pointwise, PixelRows<T>, PatchRows<T>>;
   using Right = Dense<T, true>;
-  static constexpr bool kMasksLeft = false;
+  static constexpr bool kMasksLeft = false, kGivesMoments = true;
   Conv2dArgs args;
   PatchGeometry patches;
+  float* moments =
+      nullptr;  // of each channel of y in each tile: parts of channels::MergeMoments, where they are wanted
   int64_t K;
   Accumulator<T> lo, hi;
   bool wide;
@@ -28,6 +31,15 @@ struct ForwardProduct : ProductSizes {
         lo(static_cast<Accumulator<T>>(p.clamp.lo)),
         hi(static_cast<Accumulator<T>>(p.clamp.hi)),
         wide(columns % kWide<T> == 0 && aligned(args.y) && aligned(args.bias) && aligned(args.residual)) {}
+
+  // Before and after the tiles of so many rows.
+  void make_moments(int64_t tile_rows, const Queue& queue) {
+    if (args.mean != nullptr) moments = queue.scratch<float>((rows + tile_rows - 1) / tile_rows * 2 * K);
+  }
+  void merge_moments(int64_t tile_rows, const Queue& queue) const {
+    const int64_t parts = (rows + tile_rows - 1) / tile_rows;
+    if (args.mean != nullptr) channels::merge_moments(moments, parts, tile_rows, rows, K, args.mean, args.var, queue);
+  }
 
   PYSERVE_DEVICE Left left(int64_t group) const {
     return {{static_cast<const T*>(args.x) + group * patches.tap_channels.value, &patches}};
@@ -53,6 +65,15 @@ struct ForwardProduct : ProductSizes {
     for (int32_t j = 0; j < count; ++j) sums[j] = clamp(sums[j], lo, hi);
     write(static_cast<T*>(args.y), at, at + left, wide, sums);
   }
+  PYSERVE_DEVICE Accumulator<T> bias_of(int64_t group, int64_t column) const {
+    if (args.bias == nullptr || column >= columns) return 0;
+    return widen(device::load(static_cast<const T*>(args.bias) + group * columns + column));
+  }
+  PYSERVE_DEVICE void store_moments(int64_t tile_row, int64_t group, int64_t column, float mean, float squares) const {
+    float* const at = moments + tile_row * 2 * K + group * columns + column;
+    device::store(at, mean);
+    device::store(at + K, squares);
+  }
 };
 
 // The activation's mask on a gradient: which of its elements pass is seen in y, which is laid out as the gradient is.
@@ -75,7 +96,7 @@ template <class T, bool pointwise = false>
 struct DgradProduct : ProductSizes {
   using Left = std::conditional_t<pointwise, Dense<T, true>, PatchRows<T>>;
   using Right = std::conditional_t<pointwise, Dense<T, false>, WeightColumns<T>>;
-  static constexpr bool kMasksLeft = true;
+  static constexpr bool kMasksLeft = true, kGivesMoments = false;
   Conv2dDgradArgs args;
   GradientMask<T> mask;
   PatchGeometry patches;
@@ -152,7 +173,7 @@ template <class T, bool pointwise = false>
 struct WgradProduct : ProductSizes {
   using Left = Dense<T, false>;
   using Right = std::conditional_t<pointwise, PixelColumns<T>, PatchColumns<T>>;
-  static constexpr bool kMasksLeft = true;
+  static constexpr bool kMasksLeft = true, kGivesMoments = false;
   Conv2dWgradArgs args;
   GradientMask<T> mask;
   PatchGeometry patches;

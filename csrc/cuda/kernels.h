@@ -23,6 +23,11 @@ constexpr bool masks_gradient(Variant variant) {
          variant == Variant::conv2d_wgrad_mma_sm80 || variant == Variant::conv2d_wgrad_pointwise_sm80;
 }
 
+// Whether a convolution's kernel gives the statistics of its output's channels.
+constexpr bool gives_statistics(Variant variant) {
+  return variant == Variant::conv2d_mma_sm80 || variant == Variant::conv2d_pointwise_sm80;
+}
+
 // The first variant of the list that a device of this compute capability (× 10) can run and that covers the problem, or
 // the preferred one.
 template <Op op>

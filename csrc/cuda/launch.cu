@@ -52,6 +52,10 @@ struct Cuda {
            (!wanted[1] || pyserve::masks_gradient(choose_cuda<Op::conv2d_wgrad>(problem, found).variant));
   }
 
+  static bool gives_statistics(const Conv2dProblem& problem, const Tensor& on) {
+    return pyserve::gives_statistics(choose_cuda<Op::conv2d>(problem, capability(on.get_device_index())).variant);
+  }
+
   template <Op op>
   static void run(const ProblemOf<op>& problem, const ArgsOf<op>& args, const Tensor& on) {
     const int32_t device = on.get_device_index();
@@ -74,5 +78,6 @@ struct Cuda {
 STABLE_TORCH_LIBRARY_IMPL(pyserve, CUDA, m) {
   pyserve::register_all<pyserve::Cuda>(m);
   m.impl("batch_norm_relu", TORCH_BOX(&pyserve::launch_batch_norm_relu<pyserve::Cuda>));
+  m.impl("conv2d_statistics", TORCH_BOX(&pyserve::launch_conv2d_statistics<pyserve::Cuda>));
   m.impl("batch_norm_relu_backward", TORCH_BOX(&pyserve::launch_batch_norm_relu_backward<pyserve::Cuda>));
 }

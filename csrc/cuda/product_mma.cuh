@@ -6,9 +6,11 @@
 // global memory 16 bytes at a time, beside what is to be added to them.
 //
 // A gradient on the left may have an activation's mask (Product::kMasksLeft): the tiles of y come beside its own, and
-// each thread masks the chunks that it has copied itself, before the barrier that shows them to the others.
+// each thread masks the chunks that it has copied itself, before the barrier that shows them to the others. A forward
+// product (kGivesMoments) may also give the mean and the squared deviations of its output's columns, tile by tile.
 #pragma once
 #include "mma_tile.h"
+#include "moments.h"
 #include "product.h"
 
 namespace pyserve::mma {
@@ -151,10 +153,11 @@ PYSERVE_DEVICE float row_sum(const unsigned char* tile, int32_t row) {
   return sum;
 }
 
-// Hands the warp's sums to the product, 16 rows at a time, in runs of what makes 16 bytes.
+// Hands the warp's sums to the product, 16 rows at a time, in runs of what makes 16 bytes. Each lane collects the
+// moments of one column.
 template <class Shape, class Product>
 PYSERVE_DEVICE void store_sums(const Product& product, int32_t group, int32_t split, int32_t row, int32_t column,
-                               const Sums<Shape>& sums) {
+                               const Sums<Shape>& sums, Moments& moments) {
   constexpr int32_t kRun = kChunk / static_cast<int32_t>(sizeof(typename Product::Left::Element));
   constexpr int32_t kRuns = Shape::kWarpColumns / kRun;
   using Two = device::Vector<float, 2>;
@@ -184,8 +187,33 @@ PYSERVE_DEVICE void store_sums(const Product& product, int32_t group, int32_t sp
       const int32_t row_at = row + i * 16 + run / kRuns, column_at = column + run % kRuns * kRun;
       if (row_at < product.rows && column_at < product.columns) product.store(group, split, row_at, column_at, values);
     }
+    if constexpr (Product::kGivesMoments) {
+      static_assert(Shape::kWarpColumns == 32);
+      if (product.moments != nullptr)
+        moments.add<typename Product::Left::Element, 16>(out + lane, Shape::kPitch,
+                                                         static_cast<int32_t>(product.rows) - row - i * 16,
+                                                         product.bias_of(group, column + lane));
+    }
     device::warp_barrier();
   }
+}
+
+// Merges the moments of the warps that share columns, in their order, and hands them to the product.
+template <class Shape, class Product>
+PYSERVE_DEVICE void store_moments(const Product& product, int32_t group, int32_t row, int32_t column,
+                                  const Moments& moments) {
+  Moments* const all = reinterpret_cast<Moments*>(device::shared_memory());  // [rows of warps][columns of the block]
+  const int32_t warp = device::thread_index() / 32, lane = device::thread_index() % 32;
+  const int32_t at = warp % Shape::kWarpsAcross * 32 + lane;
+  device::block_barrier();  // the sums have left
+  device::store_shared(all + warp / Shape::kWarpsAcross * Shape::kColumns + at, moments);
+  device::block_barrier();
+  if (warp >= Shape::kWarpsAcross || column + at >= product.columns) return;
+  Moments merged = moments;
+#pragma unroll
+  for (int32_t i = 1; i < Shape::kRows / Shape::kWarpRows; ++i)
+    merged.merge(device::load_shared(all + i * Shape::kColumns + at));
+  product.store_moments(row / Shape::kRows, group, column + at, merged.mean, merged.squares);
 }
 
 // Whether the left matrix' rows are summed on the way: those of a gradient are the gradient of the bias.
@@ -263,7 +291,11 @@ PYSERVE_DEVICE void tile_of(const Product& product, int32_t tile) {
   }
   device::copy_wait<0>();
   device::block_barrier();
-  store_sums(product, group, split, row + row_at, column + column_at, sums);
+  Moments moments;
+  store_sums(product, group, split, row + row_at, column + column_at, sums, moments);
+  if constexpr (Product::kGivesMoments) {
+    if (product.moments != nullptr) store_moments<Shape>(product, group, row, column, moments);
+  }
 }
 
 template <class Shape, int32_t kVector, class Product>
@@ -275,8 +307,10 @@ product_kernel(PYSERVE_PARAMETER Product product) {
 template <class Shape, int32_t kVector, class Product>
 void run_product(Product& product, int64_t splits, const Queue& queue) {
   product.cut(Shape::kRows, Shape::kColumns, kDepth<typename Product::Left::Element>, splits);
+  if constexpr (Product::kGivesMoments) product.make_moments(Shape::kRows, queue);
   const int32_t shared_bytes = Shape::kSharedBytes + Shape::kStages * masked_bytes<Shape>(product);
   device::launch(product_kernel<Shape, kVector, Product>, product.tiles, Shape::kThreads, shared_bytes, queue, product);
+  if constexpr (Product::kGivesMoments) product.merge_moments(Shape::kRows, queue);
 }
 
 }  // namespace pyserve::mma

@@ -57,11 +57,13 @@ def fuse(model: nn.Module, *, inference: bool) -> FusedModel:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     graphs = _trace(root, modes=(False,) if inference else (True, False))
     folds: list[tuple[str, str]] = []
-    for graph in graphs.values():
+    for training, graph in graphs.items():
         rewriter = Rewriter(root, graph)
         if inference:
             folds = rewriter.fold_batch_norms()
         rewriter.fuse_epilogues()
+        if training:
+            rewriter.join_norms()
     return FusedModel(root, graphs, folds, chain_up(root, graphs[False]) if inference else None)
 
 

@@ -198,7 +198,8 @@ class Emulator:
             ViolationError: where the kernel broke a rule of the programming model.
         """
         tensors = [*inputs, *outputs]
-        pointers = (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
+        # A struct may have more members, which are null then.
+        pointers = (ctypes.c_void_p * 16)(*(None if t is None else t.data_ptr() for t in tensors))
         ranges = [
             _Range(t.data_ptr(), t.numel() * t.element_size(), i >= len(inputs))
             for i, t in enumerate(tensors)
@@ -225,6 +226,17 @@ class Emulator:
         problem = conv2d_problem(t.case, t.x.dtype, activation, tf32=tf32)
         self.run(variant, problem, [nhwc(t.x), nhwc(t.weight), t.bias, nhwc(t.residual)], [y], ordering)
         return y.permute(0, 3, 1, 2)
+
+    def conv2d_statistics(
+        self, variant: str, t: Tensors, ordering: str, *, tf32: bool = False, tile: str = "", bias: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """conv(x, weight) + bias [N, P, Q, K], and the mean and variance [K] of its channels."""
+        y = poisoned_like(nhwc(t.residual))
+        mean, var = (torch.full((t.case.K,), float("nan")) for _ in range(2))
+        problem = conv2d_problem(t.case, t.x.dtype, tf32=tf32)
+        inputs = [nhwc(t.x), nhwc(t.weight), t.bias if bias else None, None]
+        self.run(variant, problem, inputs, [y, None, mean, var], ordering, tile=tile)
+        return y, mean, var
 
     def conv2d_dgrad(
         self,

@@ -14,7 +14,7 @@ from tests.kernels.emulation import ORDERINGS, Emulator
 from tests.kernels.support import DTYPES
 
 EPS = 1e-5
-SIZES = [(2, 1), (300, 33), (70, 64), (1, 8), (9000, 5), (513, 264), (40, 1024)]
+SIZES = [(2, 1), (300, 33), (70, 64), (1, 8), (9000, 5), (513, 264), (40, 1024), (3000, 24), (1200, 72)]
 CASES = [(dtype, way) for dtype in DTYPES for way in ("relu", "relu6", "none")]
 
 

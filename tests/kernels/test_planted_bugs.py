@@ -54,6 +54,19 @@ def masked(op: str, case: Case, dtype: torch.dtype) -> Check:
     return check
 
 
+def moments(case: Case, dtype: torch.dtype) -> Check:
+    """Likewise of the statistics of conv2d's output."""
+    t = Tensors.random(case, dtype, post_relu=False)
+
+    def check(emulator: Emulator, ordering: str) -> None:
+        y, mean, var = emulator.conv2d_statistics("conv2d_mma_sm80", t, ordering)
+        exact = y.double().flatten(0, 2)
+        torch.testing.assert_close(mean.double(), exact.mean(0), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(var.double(), exact.var(0, correction=0), atol=1e-5, rtol=1e-5)
+
+    return check
+
+
 def dgrad(variant: str, case: Case, dtype: torch.dtype = torch.float32) -> Check:
     """Likewise of the gradient of x."""
     t = Tensors.random(case, dtype, post_relu=False)
@@ -84,6 +97,22 @@ def statistics(emulator: Emulator, ordering: str) -> None:
     assert torch.equal(mean, ones)
     assert torch.equal(var, ones)
     assert torch.equal(y, 0.5 * (x + 1))
+
+
+def norm_gradient(emulator: Emulator, ordering: str) -> None:
+    """The gradients of BatchNorm of a map that fits into shared memory."""
+    torch.manual_seed(0)
+    x, grad, weight = torch.randn(90, 40), torch.randn(90, 40), torch.ones(40)
+    mean, var = x.mean(0), x.var(0, correction=0)
+    dx, dweight, dbias = emulation.poisoned_like(x), emulation.poisoned_like(mean), emulation.poisoned_like(mean)
+    problem = emulation.batch_norm_problem(x, "none", training=True, eps=0.0)
+    given = [grad, None, x, weight, weight, mean, var]
+    emulator.run("batch_norm_relu_backward_simt_cuda", problem, given, [dx, dweight, dbias, None], ordering)
+    normal = (x - mean) / var.sqrt()
+    expected = (grad - grad.mean(0) - normal * (grad * normal).mean(0)) / var.sqrt()
+    torch.testing.assert_close(dx, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(dweight, (grad * normal).sum(0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(dbias, grad.sum(0), atol=1e-4, rtol=1e-4)
 
 
 SMALL = square(1, 16, 6, 24, 3, 1, 1)
@@ -288,6 +317,35 @@ PLANTED: dict[str, tuple[Patch, Check]] = {
         ),
         masked("wgrad", *COLUMNS),
     ),
+    "moments: a warp's are stored over sums that others still read": (
+        Patch(PRODUCT, "  device::block_barrier();  // the sums have left\n", "", "conv2d_mma"),
+        moments(*HALF),
+    ),
+    "moments: those of other warps are merged before they are there": (
+        Patch(
+            PRODUCT,
+            "* Shape::kColumns + at, moments);\n  device::block_barrier();",
+            "* Shape::kColumns + at, moments);",
+            "conv2d_mma",
+        ),
+        moments(*HALF),
+    ),
+    "moments: rows beyond the last are counted": (
+        Patch("moments.h", "if (i < left) more.count += 1, more.mean", "more.count += 1, more.mean", "conv2d_mma"),
+        moments(*HALF),
+    ),
+    "moments: the distance of two means is left out": (
+        Patch("moments.h", "other.squares + distance * distance * (count * share)", "other.squares", "conv2d_mma"),
+        moments(*HALF),
+    ),
+    "moments: the last tile counts as a full one": (
+        Patch("channel_sums.cuh", "left < most ? left : most", "most", "conv2d_mma"),
+        moments(*HALF),
+    ),
+    "channel sums: they are added before they are there": (
+        Patch("channel_sums.cuh", "  device::block_barrier();\n", "", "batch_norm_relu_simt"),
+        statistics,
+    ),
     "pointwise: a stride is not seen": (
         Patch(OPERANDS, "if (g->step_h == 1 && g->step_w == 1)", "if (g->step_h > 0)", "conv2d_pointwise"),
         forward("conv2d_pointwise_sm80", *STRIDED),
@@ -338,6 +396,33 @@ PLANTED: dict[str, tuple[Patch, Check]] = {
             "batch_norm_relu_simt",
         ),
         statistics,
+    ),
+    "batch_norm: a slice's sums are added before they are there": (
+        Patch(
+            NORM,
+            "  device::block_barrier();\n  const int64_t channel = device::block_index() * width",
+            "  const int64_t channel = device::block_index() * width",
+            "batch_norm_relu_simt",
+        ),
+        norm_gradient,
+    ),
+    "batch_norm: a slice's totals are used before they are there": (
+        Patch(
+            NORM,
+            "  device::block_barrier();\n  if (!works || args.dx == nullptr) return;",
+            "  if (!works || args.dx == nullptr) return;",
+            "batch_norm_relu_simt",
+        ),
+        norm_gradient,
+    ),
+    "batch_norm: a slice keeps its rows over others": (
+        Patch(
+            NORM,
+            "kept + (row * 2 + 1) * at.vectors + at.vector, x_kept",
+            "kept + (row + 1) * at.vectors, x_kept",
+            "batch_norm_relu_simt",
+        ),
+        norm_gradient,
     ),
     "batch_norm: the variance is of one row too few": (
         Patch(
