@@ -16,7 +16,7 @@ constexpr int32_t kThreads = 256, kWidth = 8, kLines = kThreads / kWidth;  // of
 //   add(chunk, part, channel, first, second)      two sums at once
 //   write(chunk, channel, first, second)
 template <class Finish>
-PYSERVE_KERNEL(kThreads, 4)
+PYSERVE_KERNEL(kThreads, 2)
 finish_kernel(PYSERVE_PARAMETER Finish finish) {
   const int32_t line = device::thread_index() / kWidth, column = device::thread_index() % kWidth;
   const int64_t chunk = quotient(device::block_index(), finish.tiles);

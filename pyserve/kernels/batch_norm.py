@@ -1,8 +1,8 @@
 """BatchNorm with residual and activation as one operator: Python face, fake (meta) implementation and gradient.
 
 In training, a ResNet spends more memory traffic on BatchNorm and ReLU than on its convolutions: here they are one
-pass over x for the statistics (none where the convolution before gives them) and one that normalises, adds, clamps and
-writes; backward, one for the sums and one for dx.
+pass over x for the statistics (none where the convolution before gives them) and one that normalises, adds, clamps
+and writes; backward, one for the sums and one for dx.
 """
 
 from __future__ import annotations

@@ -185,11 +185,13 @@ class Emulator:
         *,
         capability: int = 80,
         tile: str = "",
+        sampled: bool = False,
     ) -> int:
         """Run a variant. Inputs and outputs are dense, and in the order of the operator's argument struct.
 
         The device has so many multiprocessors that small tiles are chosen in one ordering, so few that large ones
-        are in the other; a tile may be asked for by name.
+        are in the other; a tile may be asked for by name. `sampled`: only the first and the last block of each
+        launch run.
 
         Returns:
             The number of blocks that ran.
@@ -215,6 +217,7 @@ class Emulator:
             capability,
             1 if ordering == "early" else 132,
             TILES.index(tile) if tile else -1,
+            ctypes.c_bool(sampled),
         )
         if error is not None:
             raise ViolationError(error.decode())
