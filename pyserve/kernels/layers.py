@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from pyserve.errors import InvalidArgumentError
 from pyserve.kernels.batch_norm import batch_norm_relu
 from pyserve.kernels.calls import BOUNDS, Activation, activated
-from pyserve.kernels.ops import bias_relu, conv2d, conv2d_statistics, gives_statistics
+from pyserve.kernels.ops import bias_relu, conv2d
+from pyserve.kernels.statistics import conv2d_statistics, gives_statistics
 
 
 class Conv2d(nn.Conv2d):

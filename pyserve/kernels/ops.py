@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyserve.errors import InvalidArgumentError
-from pyserve.kernels._extension import CUDA_LOADED, C
+from pyserve.kernels._extension import C
 from pyserve.kernels.calls import (
     Activation,
     Size2,
@@ -71,18 +71,18 @@ def conv2d(
     if isinstance(padding, str):
         x, padding = _named_padding(x, weight, stride, padding, dilation)
     numbers = (stride, pair(padding), dilation, groups)
-    tf32 = x.is_cuda and x.dtype is torch.float32 and _tf32_allowed()
+    tf32 = x.is_cuda and x.dtype is torch.float32 and tf32_allowed()
     result: Tensor = call(torch.ops.pyserve.conv2d, x, weight, bias, residual, *numbers, lo, hi, tf32)
     return result
 
 
-def _tf32_allowed() -> bool:
+def tf32_allowed() -> bool:
     """Whether PyTorch's own convolutions of float32 may use TF32 on a GPU; a compiled graph keeps the answer."""
     return bool(_cudnn.conv.fp32_precision == "tf32")
 
 
 # What torch.compiler.assume_constant_result does, without loading the compiler here.
-_tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _named_padding(
@@ -102,7 +102,7 @@ def _named_padding(
     return x, [total // 2 for total in totals]
 
 
-def _conv2d_fake(
+def conv2d_fake(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -119,7 +119,7 @@ def _conv2d_fake(
     return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=output_format(x))
 
 
-register.register_fake("pyserve::conv2d", _conv2d_fake)
+register.register_fake("pyserve::conv2d", conv2d_fake)
 
 
 def _conv2d_sizes(
@@ -235,81 +235,6 @@ register.register_autograd(
 )
 
 
-# ------------------------------------------------------------ conv2d with the statistics of its output
-
-
-def gives_statistics(x: Tensor) -> bool:
-    """Whether a convolution of x should give the statistics for a BatchNorm: where tensor cores compute it."""
-    if not (CUDA_LOADED and x.is_cuda):
-        return False
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
-    return dtype in _HALVES or (dtype is torch.float32 and _tf32_allowed())
-
-
-def conv2d_statistics(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Size2,
-    padding: Size2,
-    dilation: Size2,
-    groups: int,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """`conv2d`, and the mean and the biased variance [K] of each channel of what it gives.
-
-    They are for `batch_norm_relu(…, statistics=…)`, whose gradient knows of them; by themselves they have none. On
-    tensor cores they are collected as the output is written. Only devices with kernels of ours have the operator.
-    """
-    tf32 = x.is_cuda and x.dtype is torch.float32 and _tf32_allowed()
-    numbers = (pair(stride), pair(padding), pair(dilation), groups)
-    y, mean, var = call(torch.ops.pyserve.conv2d_statistics, x, weight, bias, *numbers, tf32)
-    return y, (mean, var)
-
-
-def _conv2d_statistics_fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    tf32: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    y = _conv2d_fake(x, weight, bias, None, stride, padding, dilation, groups, -math.inf, math.inf)
-    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
-    mean, var = (x.new_empty([weight.shape[0]], dtype=wide) for _ in range(2))
-    return y, mean, var
-
-
-register.register_fake("pyserve::conv2d_statistics", _conv2d_statistics_fake)
-
-
-def _conv2d_statistics_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, bias, *ctx.sizes, ctx.tf32 = inputs
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight)
-    ctx.has_bias = bias is not None
-
-
-def _conv2d_statistics_gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    if grad is None:
-        return (None,) * 8
-    x, weight = ctx.saved_tensors
-    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    wanted = [needs_x, needs_weight, needs_bias and ctx.has_bias, False]
-    got = torch.ops.pyserve.conv2d_backward(
-        grad, None, x, weight, *ctx.sizes, -math.inf, math.inf, wanted, ctx.tf32
-    )
-    return (*(tensor if asked else None for tensor, asked in zip(got[:3], wanted, strict=False)), *(None,) * 5)
-
-
-register.register_autograd(
-    "pyserve::conv2d_statistics", _conv2d_statistics_gradient, setup_context=_conv2d_statistics_setup
-)
-
-
 # ------------------------------------------------------------ bias_relu
 
 
@@ -406,7 +331,7 @@ def _autocast(name: str, device: str) -> Callable[..., Any]:
     def cast_and_call(*args: Any) -> Any:
         dtype = torch.get_autocast_dtype(device)
         cast = [
-            arg.to(dtype) if isinstance(arg, Tensor) and arg.dtype in (torch.float32, *_HALVES) else arg
+            arg.to(dtype) if isinstance(arg, Tensor) and arg.dtype in (torch.float32, *HALVES) else arg
             for arg in args
         ]
         with torch.autocast(device, enabled=False):
@@ -415,7 +340,7 @@ def _autocast(name: str, device: str) -> Callable[..., Any]:
     return cast_and_call
 
 
-_HALVES = (torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
 _library = register.Library("pyserve", "IMPL")  # keeps the registrations alive
 for _name in ("conv2d", "conv2d_statistics"):
     _library.impl(_name, _autocast(_name, "cpu"), "AutocastCPU")

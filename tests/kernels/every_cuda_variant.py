@@ -11,7 +11,7 @@ import torch
 
 from pyserve.kernels import batch_norm_relu, conv2d, info
 from pyserve.kernels._extension import C
-from pyserve.kernels.ops import conv2d_statistics
+from pyserve.kernels.statistics import conv2d_statistics
 from tests.kernels.cases import square
 from tests.kernels.reference import Tensors
 from tests.kernels.support import DTYPES, NO_ACTIVATION, covered_dtypes, numbers, variants

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyserve.kernels import batch_norm_relu, bias_relu, conv2d, info
-from pyserve.kernels.ops import conv2d_statistics
+from pyserve.kernels.statistics import conv2d_statistics
 from tests.kernels import reference
 from tests.kernels.cases import square
 from tests.kernels.reference import Tensors

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyserve.kernels import BatchNorm2d, batch_norm_relu, fuse, layers
-from pyserve.kernels.ops import conv2d_statistics
+from pyserve.kernels.statistics import conv2d_statistics
 from tests.kernels.support import NEEDS_GPU
 from tests.kernels.test_training import Block
 
