@@ -50,7 +50,7 @@ __attribute__((noinline)) void pointwise_tile(const PointwiseTile<T>& t) {
     for (int r = 0; r < kRows; ++r) {
       const Vec value = Vec::set(a[r / 4][r % 4 == 0 ? 0 : r % 4 == 1 ? step : r % 4 == 2 ? step2 : step3]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v].fma(value, column[v]);
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v].dot(value, column[v]);
     }
 #pragma GCC unroll 4
     for (int i = 0; i * 4 < kRows; ++i) {
