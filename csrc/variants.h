@@ -64,8 +64,16 @@ PYSERVE_INLINE bool covers_pairs(const Conv2dProblem& p) {
   return covers_floats(p) && p.dtype == DType::bf16 && p.group_c() % 2 == 0;
 }
 PYSERVE_INLINE bool covers_pointwise_pairs(const Conv2dProblem& p) { return covers_pointwise(p) && covers_pairs(p); }
-PYSERVE_INLINE bool covers_winograd_pairs(const Conv2dProblem& p) { return covers_winograd(p) && covers_pairs(p); }
-PYSERVE_INLINE bool covers_polyphase_pairs(const Conv2dProblem& p) { return covers_polyphase(p) && covers_pairs(p); }
+// Transformed weights are four times the plain ones: with few tiles of 4×4 outputs the time would go to reading them.
+PYSERVE_INLINE bool worth_transforming(const Conv2dProblem& p) {
+  return p.N * ((p.P + 3) / 4) * ((p.Q + 3) / 4) >= 12 || p.C * p.K <= 1 << 16;
+}
+PYSERVE_INLINE bool covers_winograd_pairs(const Conv2dProblem& p) {
+  return covers_winograd(p) && covers_pairs(p) && worth_transforming(p);
+}
+PYSERVE_INLINE bool covers_polyphase_pairs(const Conv2dProblem& p) {
+  return covers_polyphase(p) && covers_pairs(p) && worth_transforming(p);
+}
 // First layers: few channels, kernels of 3×3, or of 7×7 with stride 2.
 PYSERVE_INLINE bool covers_stem(const Conv2dProblem& p) {
   const bool square = p.R == p.S && p.stride_h == p.stride_w && p.dilation_h == 1 && p.dilation_w == 1;
@@ -121,8 +129,8 @@ PYSERVE_INLINE bool covers_pointwise_mma(const Conv2dProblem& p) {
   ROW(conv2d, pointwise, avx512_bf16, covers_pointwise_pairs)  \
   ROW(conv2d, winograd, avx512_bf16, covers_winograd_pairs)    \
   ROW(conv2d, polyphase, avx512_bf16, covers_polyphase_pairs)  \
-  ROW(conv2d, winograd, avx512, covers_winograd)               \
   ROW(conv2d, direct, avx512_bf16, covers_pairs)               \
+  ROW(conv2d, winograd, avx512, covers_winograd)               \
   ROW(conv2d, polyphase, avx512, covers_polyphase)             \
   ROW(conv2d, stem, avx512, covers_stem)                       \
   ROW(conv2d, pointwise, avx512, covers_pointwise)             \

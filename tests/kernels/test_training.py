@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyserve.kernels import fuse
+from pyserve.kernels import fuse, info
+from pyserve.kernels._extension import C
 
 STEPS = 6
 
@@ -75,3 +76,21 @@ def test_training_agrees_with_torch_in_float64(
     assert worst <= 1e-4
     for name, value in reference.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name].cpu().to(value.dtype), value, atol=1e-3, rtol=1e-3)
+
+
+def test_training_in_autocast_stays_near_float32() -> None:
+    """bfloat16 forward and backward, on the quickest kernels that this machine has for it, and on plain ones."""
+    expected = train(fuse(network(), inference=False), "cpu", torch.float32)
+    isa = C.isa_in_use()
+    try:
+        for name in {isa, "scalar"}:
+            C.set_isa(name)
+            before = info().calls
+            with torch.autocast("cpu", torch.bfloat16):
+                got = train(fuse(network(), inference=False), "cpu", torch.float32)
+            assert max(abs(a - b) for a, b in zip(got, expected, strict=True)) <= 0.02
+            ran = {call for call, count in info().calls.items() if count > before.get(call, 0)}
+            assert {call for call in ran if call.startswith("conv2d_") and call.endswith(name)}, ran
+            assert not info().fallbacks
+    finally:
+        C.set_isa(isa)
