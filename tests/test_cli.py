@@ -40,7 +40,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 COMMANDS = (
-    *("serve", "config", "doctor", "health", "lr-find", "train", "predict"),
+    *("serve", "config", "doctor", "health", "ui", "lr-find", "train", "predict"),
     *("top-losses", "confusion-matrix", "compare-models", "calibration", "calibrate", "label-issues"),
     *("duplicates", "layers", "filters", "feature-maps", "top-patches", "evolution", "explain"),
     *("image-kernel", "approximate", "report", "kernels"),
