@@ -34,8 +34,9 @@ __attribute__((noinline)) void pointwise_tile(const PointwiseTile<T>& t) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       sum[r][v] = t.bias ? Vec::load(t.bias + v * kWidth) : Vec::zero();
-      prefetch_write(reinterpret_cast<const char*>(t.out + r * t.out_step + v * kWidth));
-      if (t.residual) prefetch_read(reinterpret_cast<const char*>(t.residual + r * t.out_step + v * kWidth));
+      // What the tile that follows writes and adds.
+      prefetch_write(reinterpret_cast<const char*>(t.out + (r + kRows) * t.out_step + v * kWidth));
+      if (t.residual) prefetch_read(reinterpret_cast<const char*>(t.residual + (r + kRows) * t.out_step + v * kWidth));
     }
   // Every fourth row has a pointer; the others lie at one, two and three steps from it.
   const int64_t step = t.depth, step2 = 2 * step, step3 = 3 * step;
