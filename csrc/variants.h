@@ -284,22 +284,22 @@ PYSERVE_CPU_VARIANTS(ROW)
 
 // Of the forward variants that have one.
 #if defined(__x86_64__)
-#define PYSERVE_PACKED_VARIANTS(ROW) \
-  ROW(conv2d, direct, avx512_bf16)   \
+#define PYSERVE_PACKED_VARIANTS(ROW)  \
+  ROW(conv2d, direct, avx512_bf16)    \
   ROW(conv2d, pointwise, avx512_bf16) \
-  ROW(conv2d, winograd, avx512_bf16) \
+  ROW(conv2d, winograd, avx512_bf16)  \
   ROW(conv2d, polyphase, avx512_bf16) \
-  ROW(conv2d, winograd, avx512)      \
-  ROW(conv2d, polyphase, avx512)     \
-  ROW(conv2d, stem, avx512)          \
-  ROW(conv2d, pointwise, avx512)     \
-  ROW(conv2d, depthwise, avx512)     \
-  ROW(conv2d, direct, avx512)        \
-  ROW(conv2d, winograd, avx2)        \
-  ROW(conv2d, polyphase, avx2)       \
-  ROW(conv2d, stem, avx2)            \
-  ROW(conv2d, pointwise, avx2)       \
-  ROW(conv2d, depthwise, avx2)       \
+  ROW(conv2d, winograd, avx512)       \
+  ROW(conv2d, polyphase, avx512)      \
+  ROW(conv2d, stem, avx512)           \
+  ROW(conv2d, pointwise, avx512)      \
+  ROW(conv2d, depthwise, avx512)      \
+  ROW(conv2d, direct, avx512)         \
+  ROW(conv2d, winograd, avx2)         \
+  ROW(conv2d, polyphase, avx2)        \
+  ROW(conv2d, stem, avx2)             \
+  ROW(conv2d, pointwise, avx2)        \
+  ROW(conv2d, depthwise, avx2)        \
   ROW(conv2d, direct, avx2)
 #else
 #define PYSERVE_PACKED_VARIANTS(ROW)

@@ -1,4 +1,5 @@
-// Winograd's 3×3 convolution of bfloat16 with stride 1 for AVX512-BF16: transforms in float32, products of bfloat16 pairs.
+// Winograd's 3×3 convolution of bfloat16 with stride 1 for AVX512-BF16: transforms in float32, products of bfloat16
+// pairs.
 #include "vec_avx512.h"
 //
 #include "conv2d_winograd.h"
@@ -6,7 +7,7 @@
 namespace pyserve {
 
 const Packing conv2d_winograd_avx512_bf16_packing{winograd_layout<StrideOne>, winograd_packed_size<StrideOne>,
-                                                winograd_pack<StrideOne>};
+                                                  winograd_pack<StrideOne>};
 
 void conv2d_winograd_avx512_bf16(const Conv2dProblem& p, const Conv2dArgs& args, const Pool& pool) {
   if (winograd_forward<StrideOne, Bf16>(p, args, pool)) return;

@@ -1,5 +1,5 @@
-// Sixteen floats in an AVX-512 register. Include only from *_avx512.cpp and *_avx512_bf16.cpp: everything is local to the including file, so
-// that the linker can never hand AVX-512 code to other files.
+// Sixteen floats in an AVX-512 register. Include only from *_avx512.cpp and *_avx512_bf16.cpp: everything is local to
+// the including file, so that the linker can never hand AVX-512 code to other files.
 #pragma once
 #include <immintrin.h>
 

@@ -5,8 +5,8 @@ either sign; Higham and Mary, "A new approach to probabilistic rounding error an
 bfloat16 adds half a unit in the last place. A kernel may be that wrong, or twice as wrong as PyTorch's own kernel,
 whichever is more. Winograd's transforms round as well: its error as a whole (norm-wise) may be three times that of
 oneDNN's channels-last kernels, which PyTorch takes for all but the smallest convolutions, and 1e-5. Where what it
-multiplies is bfloat16, the rounding of both factors is what counts: 2⁻⁹ each, which the last transform enlarges; as
-a whole the error may be 1/64.
+multiplies is bfloat16, the rounding of both factors is what counts, 2⁻⁹ each, which the last transform enlarges:
+then the error as a whole may be 1/64.
 """
 
 from __future__ import annotations

@@ -161,7 +161,9 @@ def test_pooling_in_the_first_layer(kernel: int, stride: int, pool: tuple[int, i
     x = torch.randn(2, 3, 30, 37)
     x[1, 2, 14, 20] = value
     fused = fuse(model, inference=True)
-    name, pooling = (f"{kernel}_{float32_isa(info().isa_in_use)}" for kernel in ("conv2d_stem", "max_pool2d_direct"))
+    name, pooling = (
+        f"{kernel}_{float32_isa(info().isa_in_use)}" for kernel in ("conv2d_stem", "max_pool2d_direct")
+    )
     C.reset_counters()
     y = chained(fused, x)
     expected = {name} if value == 0 else {name, name.replace("stem", "direct"), pooling}
