@@ -7,6 +7,7 @@ from pyserve.models.groups import head_name, head_parameters, layer_groups
 from pyserve.models.registry import (
     Architecture,
     BeginsWithPictures,
+    HasRateFactors,
     architectures,
     create_model,
     get_architecture,
@@ -17,6 +18,7 @@ from pyserve.models.weights import WeightsReport, find_weights, load_weights, re
 __all__ = [
     "Architecture",
     "BeginsWithPictures",
+    "HasRateFactors",
     "WeightsReport",
     "architectures",
     "create_model",

@@ -46,6 +46,14 @@ class BeginsWithPictures(Protocol):
         """Set those weights; pictures float32 [N, 3, H, W] as the network sees them in training."""
 
 
+@runtime_checkable
+class HasRateFactors(Protocol):
+    """A network some of whose parameters learn at a rate of their own."""
+
+    def rate_factors(self) -> dict[str, float]:
+        """Name of a parameter → factor on its learning rate."""
+
+
 def register(
     name: str,
     *,

@@ -18,6 +18,7 @@ _PATCH = 2
 _WIDTHS = (64, 256, 256)
 _LOGIT_SCALE = 1 / 9
 _MOMENTUM = 0.4  # of BatchNorm's running statistics: a short training forgets its beginning soon
+_BIAS_RATE = 64.0  # biases of norms learn this many times as fast as weights
 _EPS = 5e-4  # added to the variances of the patches
 
 
@@ -41,6 +42,11 @@ class WhitenedNet(nn.Module):
         x = self.stages(self.relu(self.whiten(x)))
         y: Tensor = self.fc(self.pool(x).flatten(1)) * _LOGIT_SCALE
         return y
+
+    def rate_factors(self) -> dict[str, float]:
+        """Biases of norms learn faster: there is no scale that could do part of their work."""
+        norms = [name for name, module in self.named_modules() if isinstance(module, nn.BatchNorm2d)]
+        return {f"{name}.bias": _BIAS_RATE for name in norms}
 
     @torch.no_grad()
     def begin_with(self, pictures: Tensor) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+
+from pyserve.models import HasRateFactors
 
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
@@ -16,13 +18,14 @@ class Network:
     """A model and the names of its parameters, grouped early to late; `head` names those of the new head.
 
     Names rather than parameters, so that a fused or copied model has the same groups. `fixed` names those that the
-    architecture itself holds fixed: they never learn.
+    architecture itself holds fixed: they never learn. `rate_factors` has factors on the rates of some.
     """
 
     model: nn.Module
     layer_groups: tuple[tuple[str, ...], ...]
     head: frozenset[str]
     fixed: frozenset[str] = frozenset()
+    rate_factors: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -32,7 +35,8 @@ class Network:
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         groups = tuple(tuple(names[id(p)] for p in group) for group in layer_groups)
         fixed = frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
-        return cls(model, groups, frozenset(names[id(p)] for p in head), fixed)
+        factors = model.rate_factors() if isinstance(model, HasRateFactors) else {}
+        return cls(model, groups, frozenset(names[id(p)] for p in head), fixed, factors)
 
     @property
     def head_module(self) -> nn.Module:

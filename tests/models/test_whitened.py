@@ -41,6 +41,7 @@ def test_what_the_architecture_fixes_never_learns() -> None:
     network = Network.of(model, models.layer_groups(model), models.head_parameters(model))
     scales = {f"stages.{stage}.{place}.weight" for stage in range(3) for place in (2, 5)}
     assert network.fixed == {"whiten.weight", *scales}
+    assert network.rate_factors == {name.replace("weight", "bias"): 64.0 for name in scales}
     for frozen in (False, True, False):
         network.freeze_body(frozen)
         learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
