@@ -9,6 +9,7 @@
     insight.py     top-losses, confusion-matrix, compare-models, calibration, calibrate, label-issues, duplicates
     network.py     layers, filters, feature-maps, top-patches, evolution, explain
     lessons.py     image-kernel, approximate, report, kernels
+    page.py        ui
 
 Results go to stdout, progress and errors to stderr.
 """
@@ -22,7 +23,7 @@ from typing import Annotated
 
 import typer
 
-from pyserve.cli import datasets, insight, jobs, lessons, models, network, server, tokens, training
+from pyserve.cli import datasets, insight, jobs, lessons, models, network, page, server, tokens, training
 from pyserve.cli.exits import EXIT_CODES, exit_code, print_error
 from pyserve.cli.output import Credentials, credentials
 from pyserve.errors import InvalidArgumentError, PyserveError
@@ -69,7 +70,7 @@ def _token(path: Path | None) -> str | None:
         ) from None
 
 
-for _commands in (server, tokens, datasets, training, jobs, models, insight, network, lessons):
+for _commands in (server, tokens, datasets, training, jobs, models, insight, network, lessons, page):
     _commands.add_to(app)
 
 
