@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     max_calls_at_once: int = Field(
         default=1024, ge=0, description="Calls of one token under way, streams among them; 0: any number."
     )
-    max_connections: int = Field(default=4096, ge=1, description="Connections at once; more wait for one to end.")
+    max_connections: int = Field(default=4096, ge=1, description="Connections at once; more are closed at once.")
     dataset_roots: list[Path] = Field(default=[], description="Folders under which Register may find datasets.")
     weights_roots: list[Path] = Field(
         default=[], description="Folders of pretrained weights that trainings may name."
@@ -138,6 +138,11 @@ class Settings(BaseSettings):
     )
     metrics_host: str = Field(
         default="127.0.0.1", description="Address for Prometheus; beyond loopback only with --insecure."
+    )
+    otlp_endpoint: str = Field(
+        default="",
+        pattern=r"^(https?://.+)?$",
+        description="Where traces go by OTLP: http://host:4317; default: OTEL_EXPORTER_OTLP_ENDPOINT, or none.",
     )
     drain_s: float = Field(default=30.0, ge=0, description="Time for running calls and jobs at shutdown, s.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

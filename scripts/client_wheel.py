@@ -21,7 +21,7 @@ from pip._vendor import tomli
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = ("__init__.py", "__main__.py", "errors.py", "py.typed", "client", "v1")
-COMMAND_LINE = ("cli", "config.py", "security", "spec")
+COMMAND_LINE = ("cli", "config.py", "security", "spec", "ui")
 NEEDS = ("grpcio", "grpcio-status", "grpcio-health-checking", "protobuf")
 COMMAND_LINE_NEEDS = ("pydantic", "pydantic-settings", "tomli", "typer", "rich")
 
@@ -54,6 +54,7 @@ dependencies = {needs!r}
 
 [project.optional-dependencies]
 cli = {command_line!r}
+ui = {[*command_line, *project["optional-dependencies"]["ui"]]!r}
 arrays = [{known["numpy"]!r}]
 
 [project.scripts]

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ from tests.server.support import ServerProcess, pictures, png, upload_messages, 
 FILES = (datasets_pb2, insight_pb2, jobs_pb2, models_pb2, predict_pb2)
 OURS = "internal error; see the server's log"  # a handler met what it did not expect
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-SETTINGS = struct.pack(">IBBBI", 0, 0, 4, 0, 0)[1:]
+SETTINGS = struct.pack(">IBBI", 0, 4, 0, 0)[1:]  # an empty frame of type 4
 MIB = 1024 * 1024
 
 
@@ -332,31 +333,41 @@ class Result:
     files_after: int
 
 
-def attack(server: ServerProcess, calls: int, connections: int, *, seed: int = 0, rounds: int = 10) -> Result:
+def attack(
+    server: ServerProcess, calls: int, connections: int, *, seed: int = 0, rounds: int = 10, attackers: int = 1
+) -> Result:
     """Attack a server, asking after its health in between.
 
     Args:
         calls: hostile calls in all.
         connections: idle ones, held for the whole time.
         rounds: how often its health is asked after.
+        attackers: how many call at once; they wait most of the time.
     """
     pid = server.process.pid
-    attacker = Attacker(server.stubs.address, seed)
-    attacker.jobs = tuple(job.name for job in server.stubs.jobs.List(jobs_pb2.ListJobsRequest(), timeout=20).jobs)
-    attacker.run(10 * len(attacker.kinds))  # what is allocated once is
+    team = [Attacker(server.stubs.address, seed + i) for i in range(attackers)]
+    jobs = tuple(job.name for job in server.stubs.jobs.List(jobs_pb2.ListJobsRequest(), timeout=20).jobs)
+    for attacker in team:
+        attacker.jobs = jobs
+    team[0].run(10 * len(team[0].kinds))  # what is allocated once is
     files_before, before = settle(pid, 0, 2), rss_bytes(pid)
-    idle = Idle((attacker.host, attacker.port))
+    idle = Idle((team[0].host, team[0].port))
     idle.open(connections)
     most = before
-    for _ in range(rounds):
-        attacker.run(calls // rounds)
-        answers(server.stubs.channel)
-        most = max(most, rss_bytes(pid))
+    with ThreadPoolExecutor(attackers) as threads:
+        for _ in range(rounds):
+            list(threads.map(lambda attacker: attacker.run(calls // rounds // attackers), team))
+            answers(server.stubs.channel)
+            most = max(most, rss_bytes(pid))
     idle.close()
-    attacker.close()
+    outcomes: Counter[str] = Counter()
+    for attacker in team:
+        attacker.close()
+        outcomes += attacker.outcomes
+    unexpected = [sentence for attacker in team for sentence in attacker.unexpected]
     assert server.process.poll() is None, f"the server ended: {server.log()[-2000:]}"
     files_after = settle(pid, files_before + 8)
-    return Result(attacker.outcomes, attacker.unexpected, before, rss_bytes(pid), most, files_before, files_after)
+    return Result(outcomes, unexpected, before, rss_bytes(pid), most, files_before, files_after)
 
 
 def prepared(data_dir: Path) -> ServerProcess:
@@ -379,6 +390,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=10_000)
     parser.add_argument("--connections", type=int, default=2000)
+    parser.add_argument("--attackers", type=int, default=8, help="how many call at once")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -386,7 +398,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         server = prepared(Path(folder) / "data")
         try:
-            result = attack(server, options.calls, options.connections, seed=options.seed, rounds=100)
+            settings = {"seed": options.seed, "rounds": 25, "attackers": options.attackers}
+            result = attack(server, options.calls, options.connections, **settings)
         finally:
             status = server.terminate()
     print("\n".join(_lines(result)))

@@ -17,7 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from pyserve.cli.output import format_time
 from pyserve.spec import FindLearningRateSpec, TrainSpec
-from pyserve.v1 import jobs_pb2
+from pyserve.v1 import jobs_pb2, models_pb2
 from tests.cli_support import Run, runner
 from tests.client.fake import FakeServer, details, failing
 from tests.processes import heed_ctrl_c
@@ -40,7 +40,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 COMMANDS = (
-    *("serve", "config", "doctor", "health", "lr-find", "train", "predict"),
+    *("serve", "config", "doctor", "health", "ui", "lr-find", "train", "predict"),
     *("top-losses", "confusion-matrix", "compare-models", "calibration", "calibrate", "label-issues"),
     *("duplicates", "layers", "filters", "feature-maps", "top-patches", "evolution", "explain"),
     *("image-kernel", "approximate", "report", "kernels", "kernels tune"),
@@ -338,6 +338,8 @@ def test_commands_on_models(run: Run, fake: FakeServer, tmp_path: Path) -> None:
     path = tmp_path / "m.tar"
     assert run("models", "export", "models/m", str(path)).err.endswith(f"wrote models/m/versions/1 to {path}\n")
     assert path.stat().st_size == 25_600
+    assert run("models", "export", "models/m", str(tmp_path / "m.onnx"), "--format", "onnx").code == 0
+    assert fake.requests[-1].format == models_pb2.EXPORT_FORMAT_ONNX
     assert "models/other/versions/1" in run("models", "import", "other", str(path)).out
     assert run("models", "import", "other", str(tmp_path / "none")).code == 2
 

@@ -38,9 +38,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "security": set(),
     "server": {"jobs", "inference", "insight", "data", "models", "kernels", "security", "v1", "open_inference"},
     "client": {"v1"},
-    "cli": {"client", "security", "v1"},  # server: see below
+    "ui": {"client", "v1"},
+    "cli": {"client", "security", "v1"},  # server and ui: see below
     "__main__": {"cli"},
 }
+# Commands, and what they start: imported when they run.
+STARTS = {("pyserve.cli.server", "server"), ("pyserve.cli.page", "ui"), ("pyserve.cli.kernels", "kernels")}
 FOREIGN_TO_KERNELS = {"torch"}
 NEVER_LOAD_TORCH = (
     "errors",
@@ -51,6 +54,7 @@ NEVER_LOAD_TORCH = (
     "open_inference",
     "client",
     "cli",
+    "ui",
     "security",
     "jobs",  # but its worker
     "data.images",
@@ -156,9 +160,8 @@ def test_modules_import_what_the_table_allows(module: str) -> None:
     for entry in imports(module):
         if entry.module.split(".")[0] != "pyserve":
             continue
-        starts_server = module in ("pyserve.cli", "pyserve.cli.server") and entry.inside
-        if room(entry.module) == "server" and starts_server:
-            continue  # the command that starts the server
+        if entry.inside and (module, room(entry.module)) in STARTS:
+            continue
         target = room(entry.module) if entry.module != "pyserve._C" else "kernels"
         assert target in allowed, f"{module}:{entry.line}: {own} may not import {entry.module}"
 

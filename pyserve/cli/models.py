@@ -125,13 +125,19 @@ def delete(name: Name, address: Address = DEFAULT_ADDRESS) -> None:
 @app.command()
 def export(
     name: Name,
-    path: Annotated[Path, typer.Argument(help="Archive file to write; one that is there is replaced.")],
+    path: Annotated[Path, typer.Argument(help="File to write; one that is there is replaced.")],
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format", help="bundle: an archive that `models import` takes. onnx: for ONNX Runtime and the like."
+        ),
+    ] = "bundle",
     address: Address = DEFAULT_ADDRESS,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model into an archive file that `models import` takes."""
+    """Write a model into a file: an archive that `models import` takes, or an ONNX file."""
     with connect(address) as client, transfer_bar("server reads the model", "downloads", "checks") as progress:
-        model = client.export_model(name, path, progress=progress)
+        model = client.export_model(name, path, format=format_, progress=progress)
     if as_json:
         print_json(model)
         return

@@ -12,10 +12,11 @@ from grpc_health.v1 import health_pb2
 
 from pyserve.client import event_file
 from pyserve.client.backoff import Backoff
-from pyserve.client.calls_base import PAGE_SIZE, WORK_TIMEOUT_S, deadline_after, left_until
+from pyserve.client.calls_base import PAGE_SIZE, WORK_TIMEOUT_S
 from pyserve.client.insight_calls import InsightCalls
 from pyserve.client.model_calls import ModelCalls
 from pyserve.client.requests import dataset_options, spec_message
+from pyserve.client.transport import deadline_after, left_until
 from pyserve.client.upload import Progress, send
 from pyserve.errors import CancelledError, DataLossError, UnavailableError
 from pyserve.v1 import (
@@ -35,6 +36,7 @@ class Calls(ModelCalls, InsightCalls):
         timeout_s: limit of calls that answer at once.
         retry_s: how long calls are tried again while the server is unavailable.
         reconnect_s: how long a watch or an upload that broke off tries to go on.
+        hedge: second attempts of predictions; None for none.
     """
 
     # Datasets

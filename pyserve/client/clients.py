@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pyserve.client.calls import Calls
 from pyserve.client.connection import Connection
+from pyserve.client.hedging import hedge_of
 from pyserve.client.transport import AioTransport, BlockingTransport
 
 TIMEOUT_S = 30.0
@@ -38,6 +39,8 @@ class AsyncClient(Calls):
         timeout_s: limit of calls that answer at once; each call takes a `timeout_s` of its own as well.
         retry_s: how long calls are tried again while the server is unavailable.
         reconnect_s: how long a watch or an upload that broke off tries to go on.
+        hedge_after_s: after how long without an answer `predict` asks a second time, takes the answer that comes
+            first, and cancels the other; None for never.
     """
 
     def __init__(
@@ -55,7 +58,9 @@ class AsyncClient(Calls):
         timeout_s: float = TIMEOUT_S,
         retry_s: float = RETRY_S,
         reconnect_s: float = RECONNECT_S,
+        hedge_after_s: float | None = None,
     ) -> None:
+        hedge = hedge_of(hedge_after_s)
         connection = Connection.of(
             address,
             token=token,
@@ -68,7 +73,7 @@ class AsyncClient(Calls):
             service_config=service_config,
         )
         transport = AioTransport(connection)
-        super().__init__(transport, timeout_s=timeout_s, retry_s=retry_s, reconnect_s=reconnect_s)
+        super().__init__(transport, timeout_s=timeout_s, retry_s=retry_s, reconnect_s=reconnect_s, hedge=hedge)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -139,6 +144,8 @@ class Client:
         timeout_s: limit of calls that answer at once; each call takes a `timeout_s` of its own as well.
         retry_s: how long calls are tried again while the server is unavailable.
         reconnect_s: how long a watch or an upload that broke off tries to go on.
+        hedge_after_s: after how long without an answer `predict` asks a second time, takes the answer that comes
+            first, and cancels the other; None for never.
     """
 
     def __init__(
@@ -156,7 +163,9 @@ class Client:
         timeout_s: float = TIMEOUT_S,
         retry_s: float = RETRY_S,
         reconnect_s: float = RECONNECT_S,
+        hedge_after_s: float | None = None,
     ) -> None:
+        hedge = hedge_of(hedge_after_s)
         connection = Connection.of(
             address,
             token=token,
@@ -169,7 +178,7 @@ class Client:
             service_config=service_config,
         )
         transport = BlockingTransport(connection)
-        self.calls = Calls(transport, timeout_s=timeout_s, retry_s=retry_s, reconnect_s=reconnect_s)
+        self.calls = Calls(transport, timeout_s=timeout_s, retry_s=retry_s, reconnect_s=reconnect_s, hedge=hedge)
 
     def __enter__(self) -> Client:
         return self

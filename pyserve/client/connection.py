@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +144,23 @@ class _Bearing:
     def __getattr__(self, name: str) -> Any:
         """`unary_unary` and the like, as stubs call them."""
         make = getattr(self._channel, name)
-        return lambda *args, **kwargs: partial(make(*args, **kwargs), metadata=self._metadata)
+        return lambda *args, **kwargs: _BearingCall(make(*args, **kwargs), self._metadata)
+
+
+class _BearingCall:
+    """A method of such a channel."""
+
+    def __init__(self, method: Any, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._method = method
+        self._metadata = metadata
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Begin a call, or make one."""
+        return self._method(*args, metadata=self._metadata, **kwargs)
+
+    def future(self, *args: Any, **kwargs: Any) -> Any:
+        """Begin a call of grpc's."""
+        return self._method.future(*args, metadata=self._metadata, **kwargs)
 
 
 def _read(name: str, path: Path | None) -> bytes | None:

@@ -326,7 +326,7 @@ def _part(part: str | None) -> common_pb2.Part.ValueType:
     """None leaves it to the server."""
     if part is None:
         return common_pb2.PART_UNSPECIFIED
-    number: common_pb2.Part.ValueType = enum_number(common_pb2.Part, f"part_{part}", "part")
+    number: common_pb2.Part.ValueType = enum_number(common_pb2.Part, part, "part", "PART_")
     return number
 
 

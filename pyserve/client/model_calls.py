@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyserve.client import model_files
-from pyserve.client.calls_base import PAGE_SIZE, WORK_TIMEOUT_S, CallsBase, deadline_after, left_until
+from pyserve.client.calls_base import PAGE_SIZE, WORK_TIMEOUT_S, CallsBase
 from pyserve.client.pictures import Picture, Pictures, for_caller, predict_requests, stream_requests
+from pyserve.client.requests import enum_number
 from pyserve.client.status import error_from_status
+from pyserve.client.transport import deadline_after, left_until
 from pyserve.client.upload import Progress
 from pyserve.errors import InvalidArgumentError, PyserveError
 from pyserve.v1 import models_pb2, predict_pb2
@@ -58,7 +60,7 @@ class ModelCalls(CallsBase):
         for request in predict_requests(model, images, top_k, tta, priority):
             request.model = answer.model
             try:
-                part = await self._call(self._stubs.predict.Predict, request, left_until(deadline))
+                part = await self._call(self._stubs.predict.Predict, request, left_until(deadline), hedged=True)
             except InvalidArgumentError as error:
                 raise for_caller(error, images, len(answer.predictions)) from None
             answer.model = part.model
@@ -138,19 +140,25 @@ class ModelCalls(CallsBase):
         name: str,
         path: str | Path,
         *,
+        format: str = "bundle",
         progress: Progress | None = None,
         timeout_s: float | None = None,
     ) -> models_pb2.Model:
-        """Write a model into an archive file, which `import_model` takes; it appears whole or not at all.
+        """Write a model into a file; it appears whole or not at all.
 
         Args:
             path: the file; one that is there is replaced.
+            format: "bundle" for an archive that `import_model` takes; "onnx" for an ONNX file that answers as
+                `predict` does: "images", float32 [batch, 3, S, S] in 0…1, to "probabilities", [batch, classes].
             progress: called with (bytes written, bytes in all).
 
         Raises:
+            InvalidArgumentError: names `format`, or a path that cannot be written.
+            FailedPreconditionError: the server lacks what ONNX takes.
             DataLossError: what came is not what the server sent.
         """
-        request = models_pb2.ExportModelRequest(name=name)
+        number = enum_number(models_pb2.ExportFormat, format, "format", "EXPORT_FORMAT_")
+        request = models_pb2.ExportModelRequest(name=name, format=number)
         stream = self._transport.stream(self._stubs.models.Export, request, timeout_s or WORK_TIMEOUT_S)
         return await model_files.save(self._transport, stream, Path(path), progress)
 

@@ -18,13 +18,13 @@ def dataset_options(
     return datasets_pb2.DatasetOptions(bad_images=policy, valid_fraction=valid_fraction, seed=seed)
 
 
-def enum_number(enum: Any, name: str, field: str) -> Any:
-    """An enum's value by its name in lower case."""
+def enum_number(enum: Any, name: str, field: str, prefix: str = "") -> Any:
+    """An enum's value by its name in lower case, without the prefix that its values share in the .proto file."""
     known = [key for key in enum.keys() if not key.endswith("UNSPECIFIED")]  # noqa: SIM118  # not a dict
-    if name.upper() not in known:
-        choices = ", ".join(key.lower().removeprefix("part_") for key in known)
-        raise InvalidArgumentError.field(field, name.removeprefix("part_"), f"one of {choices}")
-    return enum.Value(name.upper())
+    if prefix + name.upper() not in known:
+        choices = ", ".join(key.removeprefix(prefix).lower() for key in known)
+        raise InvalidArgumentError.field(field, name, f"one of {choices}")
+    return enum.Value(prefix + name.upper())
 
 
 def spec_message(message: type[Message], values: dict[str, Any], field: str) -> Message:

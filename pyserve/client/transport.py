@@ -6,6 +6,7 @@ The methods of `BlockingTransport` are coroutine functions that never suspend: s
 from __future__ import annotations
 
 import asyncio
+import queue
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
@@ -15,6 +16,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from pyserve.client.connection import Connection
+from pyserve.client.hedging import Hedge
 from pyserve.client.status import error_from_rpc
 from pyserve.errors import UnavailableError
 from pyserve.v1 import datasets_pb2_grpc, insight_pb2_grpc, jobs_pb2_grpc, models_pb2_grpc, predict_pb2_grpc
@@ -54,6 +56,15 @@ class Transport(Protocol):
         timeout_s: float | None,
     ) -> Response:
         """One request, one response."""
+
+    async def hedged(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout_s: float | None,
+        hedge: Hedge,
+    ) -> Response:
+        """As `unary`, with a second attempt where the first takes long; the loser is cancelled."""
 
     async def upload(
         self,
@@ -108,6 +119,41 @@ class BlockingTransport:
             return method(request, timeout=timeout_s)
         except grpc.RpcError as error:
             raise error_from_rpc(error, self.address, timeout_s) from None
+
+    async def hedged(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout_s: float | None,
+        hedge: Hedge,
+    ) -> Response:
+        """As `unary`, with a second attempt where the first takes long; the loser is cancelled."""
+        ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def begin(left_s: float | None) -> Any:
+            call = method.future(request, timeout=left_s)
+            call.add_done_callback(ended.put)
+            return call
+
+        deadline = deadline_after(timeout_s)
+        running = [begin(timeout_s)]
+        try:
+            try:
+                call = ended.get(timeout=hedge.after_s)
+            except queue.Empty:
+                if hedge.may_begin:
+                    running.append(begin(left_until(deadline)))
+                call = ended.get()
+            while call.code() is not grpc.StatusCode.OK:
+                running.remove(call)
+                error = error_from_rpc(call, self.address, timeout_s)
+                if not (hedge.goes_on(error) and running):
+                    raise error
+                call = ended.get()
+            return call.result()  # type: ignore[no-any-return]
+        finally:
+            for call in running:  # one that has ended stays as it is
+                call.cancel()
 
     async def upload(
         self,
@@ -183,6 +229,34 @@ class AioTransport:
         call: Any = method(request, timeout=timeout_s)
         return await self._answer(call, timeout_s)  # type: ignore[no-any-return]
 
+    async def hedged(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout_s: float | None,
+        hedge: Hedge,
+    ) -> Response:
+        """As `unary`, with a second attempt where the first takes long; the loser is cancelled."""
+        deadline = deadline_after(timeout_s)
+        attempts = {asyncio.create_task(self.unary(method, request, timeout_s))}
+        running = attempts
+        try:
+            done, running = await asyncio.wait(running, timeout=hedge.after_s)
+            if not done and hedge.may_begin:
+                running = {*running, asyncio.create_task(self.unary(method, request, left_until(deadline)))}
+                attempts = {*attempts, *running}
+            while True:
+                for task in sorted(done, key=lambda task: task.exception() is not None):  # an answer first
+                    error = task.exception()
+                    if error is None:
+                        return task.result()
+                    if not (hedge.goes_on(error) and running):
+                        raise error
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in attempts:
+                task.cancel()
+
     async def upload(
         self,
         method: grpc.StreamUnaryMultiCallable[Request, Response],
@@ -247,6 +321,16 @@ class AioTransport:
             return await call
         except grpc.RpcError as error:
             raise error_from_rpc(error, self.address, timeout_s) from None
+
+
+def deadline_after(timeout_s: float | None) -> float | None:
+    """When a call that begins now must have ended, in the clock of `time.monotonic`."""
+    return None if timeout_s is None else time.monotonic() + timeout_s
+
+
+def left_until(deadline: float | None) -> float | None:
+    """Seconds that are left."""
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 async def _in_thread(requests: Iterator[Request]) -> AsyncIterator[Request]:

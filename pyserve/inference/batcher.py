@@ -253,6 +253,8 @@ class Batcher:
         picture.decode_s = end - begin
         request.predictor.statistics.decoded(picture.decode_s)
         with self._lock:
+            if request.terms.stages is not None:
+                request.terms.stages.decoded.append((begin, end))
             if fault:
                 self._backlog.undecodable(picture)
             else:
@@ -274,6 +276,8 @@ class Batcher:
         end = time.monotonic()
         with self._lock:
             self._backlog.batch_done(batch)
+            for stages in {id(s): s for p in batch.pictures if (s := p.request.terms.stages) is not None}.values():
+                stages.passes.append((begin, end, len(batch.pictures)))
             done = [
                 picture
                 for picture, row in zip(batch.pictures, answers, strict=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from pyserve.errors import DataError
 from pyserve.inference.description import DESCRIPTION_FILE, GOLDEN_FILE, WEIGHTS_FILE
@@ -31,16 +32,22 @@ def packed(folder: Path) -> Iterator[bytes]:
         entry.mode = 0o644
         yield entry.tobuf(tarfile.USTAR_FORMAT)
         with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                yield chunk
+            yield from chunks_of(file)
         yield bytes(-entry.size % tarfile.BLOCKSIZE)
     yield bytes(2 * tarfile.BLOCKSIZE)  # the end of every tar
 
 
-def measure(folder: Path) -> tuple[int, str]:
-    """Size of the archive, bytes, and its SHA-256 in hexadecimal digits."""
+def chunks_of(file: BinaryIO) -> Iterator[bytes]:
+    """An open file from its beginning, in pieces of at most 1 MiB."""
+    file.seek(0)
+    while chunk := file.read(_CHUNK_BYTES):
+        yield chunk
+
+
+def measure(chunks: Iterable[bytes]) -> tuple[int, str]:
+    """Size of a file that comes in pieces, bytes, and its SHA-256 in hexadecimal digits."""
     size, digest = 0, hashlib.sha256()
-    for chunk in packed(folder):
+    for chunk in chunks:
         size += len(chunk)
         digest.update(chunk)
     return size, digest.hexdigest()

@@ -15,6 +15,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +86,10 @@ class ModelStore:
             _sync(staging)
             version = self._publish(staging, model_id)
         return f"models/{model_id}/versions/{version}"
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        """An empty folder on the models' disk, for a file in the making; it goes with the block."""
+        return staging_folder(self._root)
 
     def resolve(self, name: str) -> str:
         """The version that a name means now: `models/{id}` the newest, `models/{id}@{alias}` what it points to.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
+import time
 from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -29,6 +31,21 @@ AnyFuture = Future["Probabilities"] | asyncio.Future["Probabilities"]
 _numbers = count()
 
 
+@dataclass
+class Stages:
+    """When what was done for a request, in the clock of `time.monotonic`; the batcher adds to it under its lock.
+
+    Attributes:
+        arrival: when it came.
+        decoded: begin and end, one for each picture.
+        passes: through the network: begin, end, and pictures in the batch, those of other requests included.
+    """
+
+    arrival: float = dataclasses.field(default_factory=time.monotonic)
+    decoded: list[tuple[float, float]] = dataclasses.field(default_factory=list)
+    passes: list[tuple[float, float, int]] = dataclasses.field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class Terms:
     """How pictures are to be predicted.
@@ -38,12 +55,14 @@ class Terms:
         priority: FIRST_PRIORITY to LAST_PRIORITY.
         deadline: when the answer is worthless, in the clock of `time.monotonic`.
         field: what errors call the list of pictures.
+        stages: is told what was done when; None: nobody asks.
     """
 
     tta: bool = False
     priority: int = DEFAULT_PRIORITY
     deadline: float = math.inf
     field: str = "images.data"
+    stages: Stages | None = None
 
 
 DEFAULT_TERMS = Terms()

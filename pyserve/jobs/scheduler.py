@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -71,14 +71,24 @@ class Scheduler:
         settings: `data_dir`, limits, and what workers need.
         kill_after_s: a worker that was asked to cancel and goes on for this long is killed, seconds. It must allow
             for one step and one checkpoint of a large network.
+        on_end: called with the name of each job whose worker has ended, in a thread.
     """
 
-    def __init__(self, store: JobStore, runner: Runner, settings: Settings, *, kill_after_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        runner: Runner,
+        settings: Settings,
+        *,
+        kill_after_s: float = 30.0,
+        on_end: Callable[[str], None] | None = None,
+    ) -> None:
         self._store = store
         self._runner = runner
         self._settings = settings
         self._data_dir = settings.data_dir.resolve()
         self._kill_after_s = kill_after_s
+        self._on_end = on_end
         # by name and attempt: a worker that has said its last word may still be there when the next one starts
         self._running: dict[tuple[str, int], _Running] = {}
         self._listeners: dict[str, set[asyncio.Event]] = {}
@@ -285,6 +295,8 @@ class Scheduler:
         del self._running[name, running.record.attempt]
         log.info("%s is %s", name, state.value)
         self._notify(name)
+        if self._on_end is not None:
+            await asyncio.to_thread(self._on_end, name)
 
     async def _work(self, running: _Running) -> str:
         """Start the worker and follow it to its end, which is returned in words."""

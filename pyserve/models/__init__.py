@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from pyserve.models import networks as networks  # registers the architectures
 from pyserve.models.groups import head_name, head_parameters, layer_groups
-from pyserve.models.registry import Architecture, architectures, create_model, get_architecture, register
+from pyserve.models.registry import (
+    Architecture,
+    BeginsWithPictures,
+    HasRateFactors,
+    architectures,
+    create_model,
+    get_architecture,
+    register,
+)
 from pyserve.models.weights import WeightsReport, find_weights, load_weights, require_imagenet
 
 __all__ = [
     "Architecture",
+    "BeginsWithPictures",
+    "HasRateFactors",
     "WeightsReport",
     "architectures",
     "create_model",

@@ -10,12 +10,19 @@ from pyserve._torchvision import torchvision
 from pyserve.models.cifar_resnet import CifarResNet
 from pyserve.models.registry import register
 from pyserve.models.smallnet import SmallNet
+from pyserve.models.whitened import WhitenedNet
 
 
 @register("smallnet", image_size=32)
 def smallnet(num_classes: int) -> nn.Module:
     """Our own, for pictures of 8 to 64 pixels."""
     return SmallNet(num_classes)
+
+
+@register("whitenednet", image_size=32)
+def whitenednet(num_classes: int) -> nn.Module:
+    """Our own, for the best accuracy on pictures of 16 to 64 pixels in minutes."""
+    return WhitenedNet(num_classes)
 
 
 @register("resnet20", image_size=32)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from pyserve.errors import InvalidArgumentError
 
@@ -35,6 +36,22 @@ class Architecture:
     std: Channels
     build: Callable[[int], nn.Module]
     imagenet: str | None = None
+
+
+@runtime_checkable
+class BeginsWithPictures(Protocol):
+    """A network some of whose first weights are computed from the training pictures instead of drawn."""
+
+    def begin_with(self, pictures: Tensor) -> None:
+        """Set those weights; pictures float32 [N, 3, H, W] as the network sees them in training."""
+
+
+@runtime_checkable
+class HasRateFactors(Protocol):
+    """A network some of whose parameters learn at a rate of their own."""
+
+    def rate_factors(self) -> dict[str, float]:
+        """Name of a parameter → factor on its learning rate."""
 
 
 def register(

@@ -36,6 +36,7 @@ from pyserve.server.gate import Gate
 from pyserve.server.given_model import take_given
 from pyserve.server.health import Health
 from pyserve.server.interceptors import CallInterceptor
+from pyserve.server.job_traces import JobTraces
 from pyserve.server.ledger import RequestLedger
 from pyserve.server.metrics import Metrics
 from pyserve.server.pools import Pools
@@ -50,6 +51,7 @@ from pyserve.server.services.open_inference import SERVICE as OPEN_INFERENCE
 from pyserve.server.services.open_inference import OpenInferenceService
 from pyserve.server.services.predict import PredictService
 from pyserve.server.status import StatusTeller
+from pyserve.server.tracing import tracing_of
 from pyserve.server.uploads import Uploads
 from pyserve.v1 import datasets_pb2_grpc, insight_pb2_grpc, jobs_pb2_grpc, models_pb2_grpc, predict_pb2_grpc
 
@@ -89,12 +91,15 @@ class Server:
         make_data_dir(data_dir)
         self._pools = Pools(max_waiting=settings.max_waiting_calls)
         self._store = JobStore(data_dir / STORE_FILE, check=True)
-        self._scheduler = Scheduler(self._store, LocalRunner(), settings)
+        self._tracing = tracing_of(settings)
+        self._job_traces = None if self._tracing is None else JobTraces(self._tracing, self._store)
+        on_end = None if self._job_traces is None else self._job_traces.ended
+        self._scheduler = Scheduler(self._store, LocalRunner(), settings, on_end=on_end)
         self._ledger = RequestLedger(data_dir / "uploads", settings.upload_ttl_s)
         self._uploads = Uploads(self._ledger, settings.max_archive_bytes)
         self._statuses = StatusTeller([data_dir])
         self._metrics = Metrics()
-        self._interceptor = CallInterceptor(self._statuses, self._metrics.call_ended)
+        self._interceptor = CallInterceptor(self._statuses, self._metrics.call_ended, self._tracing)
         self._batcher: Batcher | None = None
         self._audit = AuditLog(settings.audit_log, settings.audit_log_bytes) if settings.audit_log else None
         self._gate = Gate(
@@ -145,6 +150,8 @@ class Server:
         if self._batcher is not None:
             await asyncio.to_thread(self._batcher.close)
         await asyncio.to_thread(self._metrics.stop)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         self._pools.close()
         self._store.close()
         if self._audit is not None:
@@ -176,7 +183,7 @@ class Server:
         self._batcher = _batcher(settings, models)
         self._retention = Retention(self._store, self._scheduler, model_store, models, settings)
         self._metrics.add(models, self._batcher, self._store)
-        prediction = Prediction(models, self._batcher, pools, settings)
+        prediction = Prediction(models, self._batcher, pools, settings, self._tracing)
         datasets_pb2_grpc.add_DatasetsServicer_to_server(
             DatasetsService(catalog, self._uploads, self._ledger, pools, self._store.users_of), server
         )
@@ -189,6 +196,7 @@ class Server:
                 pools,
                 self._data_dir,
                 settings.weights_roots,
+                self._job_traces,
             ),
             server,
         )

@@ -18,6 +18,7 @@ from pyserve.errors import InvalidArgumentError, status_name
 from pyserve.server.handlers import parts
 from pyserve.server.logs import enter_request
 from pyserve.server.status import StatusTeller
+from pyserve.server.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +31,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
     Args:
         statuses: says what clients are told of errors.
         on_end: called with method, status and seconds of each call.
+        tracing: gets a span of each call; None for no traces.
     """
 
-    def __init__(self, statuses: StatusTeller, on_end: Callable[[str, str, float], None]) -> None:
+    def __init__(
+        self, statuses: StatusTeller, on_end: Callable[[str, str, float], None], tracing: Tracing | None = None
+    ) -> None:
         self._statuses = statuses
         self._on_end = on_end
+        self._tracing = tracing
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -84,6 +89,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         self._running += 1
         self._idle.clear()
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
+        span = None
+        if self._tracing is not None:
+            span = self._tracing.call(method, request_id, context.invocation_metadata())
         try:
             try:
                 yield
@@ -97,6 +105,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                 outcome, failure = status_name(error), error
             finally:  # before the answer: who has it finds the call counted
                 self._ended(method, outcome, time.monotonic() - begin, request_id)
+                if self._tracing is not None and span is not None:
+                    self._tracing.call_ended(span, outcome)
             if failure is not None:
                 await self._abort(failure, method, request_id, context)
         finally:
@@ -112,10 +122,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         )
 
     async def _abort(self, error: Exception, method: str, request_id: str, context: Any) -> None:
-        """Answer the call with the error; raises gRPC's AbortError."""
+        """Answer the call with the error; raises gRPC's AbortError, or CancelledError where the caller left."""
         status = rpc_status.to_status(self._statuses.tell(error, method, request_id))
         metadata = (*status.trailing_metadata, (REQUEST_ID_KEY, request_id))
-        await context.abort(status.code, status.details, metadata)
+        try:
+            await context.abort(status.code, status.details, metadata)
+        except grpc.aio.InternalError:  # it went at this moment, which gRPC would log as an error of ours
+            raise asyncio.CancelledError from None
 
 
 class _Messages:

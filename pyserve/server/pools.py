@@ -69,9 +69,11 @@ class Pools:
     def __init__(self, *, max_waiting: int) -> None:
         self.quick = Pool("requests", 8, max_waiting)
         self.slow = Pool("datasets", 4, max_waiting)
+        self.pictures = Pool("pictures", 2, max_waiting)  # decoded to be shown, of any size that may be
         self.insight = Pool("insight", 2, max_waiting)  # minutes of the processor's time each
+        self.export = Pool("exports", 1, max_waiting)  # a process with a gigabyte each
 
     def close(self) -> None:
         """Close all of them."""
-        for pool in (self.quick, self.slow, self.insight):
+        for pool in (self.quick, self.slow, self.pictures, self.insight, self.export):
             pool.close()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import math
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,9 @@ from pyserve.errors import PyserveError, ResourceExhaustedError
 from pyserve.inference.batcher import Batcher
 from pyserve.inference.loaded_models import LoadedModels
 from pyserve.inference.predictor import Predictor, Probabilities
-from pyserve.inference.work import Pictures, Terms
+from pyserve.inference.work import Pictures, Stages, Terms
 from pyserve.server.pools import Pools
+from pyserve.server.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +46,19 @@ class Prediction:
         batcher: answers.
         pools: threads for loading.
         settings: `max_predict_images` is read.
+        tracing: is told how requests fared; None for no traces.
     """
 
-    def __init__(self, models: LoadedModels, batcher: Batcher, pools: Pools, settings: Settings) -> None:
+    def __init__(
+        self,
+        models: LoadedModels,
+        batcher: Batcher,
+        pools: Pools,
+        settings: Settings,
+        tracing: Tracing | None = None,
+    ) -> None:
         self.models = models
+        self._tracing = tracing
         self.batcher = batcher
         self._pools = pools
         self._max_images = settings.max_predict_images
@@ -68,7 +80,8 @@ class Prediction:
             if older is not None and self.batcher.unanswered(older)[0]:
                 self._load_meanwhile(name)
                 return older
-        return await self._pools.slow.run(self.models.get, name)
+        with nullcontext() if self._tracing is None else self._tracing.span("load"):
+            return await self._pools.slow.run(self.models.get, name)
 
     async def loaded(self, name: str) -> None:
         """Return when the version that a name means now is in memory, or the attempt to load it has ended."""
@@ -99,7 +112,13 @@ class Prediction:
         """
         if isinstance(pictures, np.ndarray):  # in a thread: it looks at every value
             pictures = await self._pools.quick.run(model.check_tensor, pictures, terms.field)
-        return await self.batcher.predict(model, pictures, terms)
+        if self._tracing is None:
+            return await self.batcher.predict(model, pictures, terms)
+        stages = Stages()
+        try:
+            return await self.batcher.predict(model, pictures, dataclasses.replace(terms, stages=stages))
+        finally:
+            self._tracing.prediction(model.name, stages)
 
     def _load_meanwhile(self, name: str) -> None:
         if name in self._loading:

@@ -41,6 +41,18 @@ _RECIPE_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "auto": {"tta": True},
 }
+# What an architecture sets, from scratch, where neither request nor recipe does: what it was made for.
+_ARCHITECTURE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "whitenednet": {
+        "batch_size": 512,
+        "optimizer": "sgd",
+        "weight_decay": 1.3e-3,
+        "label_smoothing": 0.2,
+        "augment": "crop",
+        "ema_decay": 0.95,
+    },
+}
+_ARCHITECTURE_RATE = {"whitenednet": 0.75 / 512}  # of sgd, for each picture of a batch (Goyal et al. 2017)
 # What `auto` chooses itself: no request may name them, and a spec without its choices does not show them.
 CHOSEN_BY_AUTO = (
     "batch_size",
@@ -188,6 +200,19 @@ class TrainSpec(Spec):
         default=False, description="Keep the weights after epochs 1, 2, 5, 10, …, for `pyserve evolution`."
     )
 
+    # Validators before the fields' own run from the last to the first.
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_architecture(cls, values: Any) -> Any:
+        """The architecture's defaults for what request and recipe leave open."""
+        if not isinstance(values, Mapping) or values.get("weights"):
+            return values
+        defaults = _ARCHITECTURE_DEFAULTS.get(str(values.get("architecture")), {})
+        leave_out: set[str] = set(CHOSEN_BY_AUTO) if values.get("recipe") == "auto" else set()
+        if values.get("optimizer", defaults.get("optimizer")) != defaults.get("optimizer"):
+            leave_out |= {"optimizer", "weight_decay"}
+        return {**{name: value for name, value in defaults.items() if name not in leave_out}, **values}
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in_recipe(cls, values: Any) -> Any:
@@ -263,7 +288,11 @@ class TrainSpec(Spec):
     @property
     def effective_learning_rate(self) -> float:
         """The highest learning rate where `lr_from` plays no part."""
-        return self.learning_rate or _DEFAULT_LEARNING_RATE[self.optimizer]
+        if self.learning_rate:
+            return self.learning_rate
+        if self.optimizer == "sgd" and not self.weights and self.architecture in _ARCHITECTURE_RATE:
+            return _ARCHITECTURE_RATE[self.architecture] * self.batch_size * self.gradient_accumulation
+        return _DEFAULT_LEARNING_RATE[self.optimizer]
 
     @property
     def effective_weight_decay(self) -> float:

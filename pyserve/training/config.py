@@ -33,7 +33,9 @@ class LearnerConfig:
     def make_optimizer(self, network: Network) -> torch.optim.Optimizer:
         """A fresh optimiser over what learns, with the layer groups' ratios of learning rates."""
         factors = group_factors(len(network.layer_groups), self.body_lr_factor)
-        groups = parameter_groups(network.model, network.layer_groups, factors, self.weight_decay)
+        groups = parameter_groups(
+            network.model, network.layer_groups, factors, self.weight_decay, network.rate_factors
+        )
         return make_optimizer(self.optimizer, groups, momentum=self.momentum)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+
+from pyserve.models import HasRateFactors
 
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
@@ -15,21 +17,26 @@ _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 class Network:
     """A model and the names of its parameters, grouped early to late; `head` names those of the new head.
 
-    Names rather than parameters, so that a fused or copied model has the same groups.
+    Names rather than parameters, so that a fused or copied model has the same groups. `fixed` names those that the
+    architecture itself holds fixed: they never learn. `rate_factors` has factors on the rates of some.
     """
 
     model: nn.Module
     layer_groups: tuple[tuple[str, ...], ...]
     head: frozenset[str]
+    fixed: frozenset[str] = frozenset()
+    rate_factors: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls, model: nn.Module, layer_groups: Sequence[Iterable[nn.Parameter]], head: Iterable[nn.Parameter]
     ) -> Network:
-        """From the model's own parameter objects."""
+        """From the model's own parameter objects, as the architecture made them."""
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         groups = tuple(tuple(names[id(p)] for p in group) for group in layer_groups)
-        return cls(model, groups, frozenset(names[id(p)] for p in head))
+        fixed = frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+        factors = model.rate_factors() if isinstance(model, HasRateFactors) else {}
+        return cls(model, groups, frozenset(names[id(p)] for p in head), fixed, factors)
 
     @property
     def head_module(self) -> nn.Module:
@@ -49,7 +56,7 @@ class Network:
     def freeze_body(self, frozen: bool) -> None:
         """Let only the head learn, or (False) everything."""
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(not frozen or name in self.head)
+            parameter.requires_grad_(name not in self.fixed and (not frozen or name in self.head))
 
     def train_mode(self, *, freeze_batch_norm: bool) -> None:
         """Training mode; with `freeze_batch_norm` the body's BatchNorms use and keep their statistics."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,26 +25,37 @@ def group_factors(count: int, body_lr_factor: float) -> tuple[float, ...]:
 
 
 def parameter_groups(
-    model: nn.Module, layer_groups: Sequence[Sequence[str]], factors: Sequence[float], weight_decay: float
+    model: nn.Module,
+    layer_groups: Sequence[Sequence[str]],
+    factors: Sequence[float],
+    weight_decay: float,
+    own_factors: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Optimiser groups of the parameters that learn (`requires_grad`).
 
-    Each layer group gives up to two: weights with decay, and norms and biases (one dimension or none) without.
-    Every group carries `lr_factor` and `layer_group`, its index; empty ones are left out.
+    Each layer group gives up to two: weights with decay, and norms and biases (one dimension or none) without;
+    more where parameters have factors of their own. Every group carries `lr_factor`, how much of that is its
+    parameters' own, and `layer_group`, its index.
+
+    Args:
+        model: whose parameters are named.
+        layer_groups: names, early to late.
+        factors: of each layer group's rate.
+        weight_decay: of weights.
+        own_factors: name → factor of that parameter's rate beside its layer group's; 1 where absent.
     """
     parameters = dict(model.named_parameters())
-    groups: list[dict[str, Any]] = []
+    groups: dict[tuple[int, bool, float], dict[str, Any]] = {}
     for index, (names, factor) in enumerate(zip(layer_groups, factors, strict=True)):
-        learning = [parameters[name] for name in names if parameters[name].requires_grad]
-        for members, decay in (
-            ([p for p in learning if p.ndim > 1], weight_decay),
-            ([p for p in learning if p.ndim <= 1], 0.0),
-        ):
-            if members:
-                groups.append(
-                    {"params": members, "weight_decay": decay, "lr_factor": factor, "layer_group": index}
-                )
-    return groups
+        learning = [(name, parameters[name]) for name in names if parameters[name].requires_grad]
+        for name, parameter in sorted(learning, key=lambda pair: pair[1].ndim <= 1):  # stable: weights first
+            decay, own = weight_decay if parameter.ndim > 1 else 0.0, (own_factors or {}).get(name, 1.0)
+            group = groups.setdefault(
+                (index, parameter.ndim > 1, own),
+                {"params": [], "weight_decay": decay, "lr_factor": factor * own, "own": own, "layer_group": index},
+            )
+            group["params"].append(parameter)
+    return list(groups.values())
 
 
 def make_optimizer(
@@ -77,8 +88,9 @@ def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, momentum: 
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> tuple[float, ...]:
-    """The current rate of each layer group that learns, head last."""
-    return tuple({group["layer_group"]: float(group["lr"]) for group in optimizer.param_groups}.values())
+    """The current rate of each layer group that learns, head last, without parameters' own factors."""
+    rates = {group["layer_group"]: float(group["lr"]) / group["own"] for group in optimizer.param_groups}
+    return tuple(rates.values())
 
 
 def export_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 
 from pyserve import models
 from pyserve.data.tensors import PartTensors, load_part
-from pyserve.data.transforms import presize_for
+from pyserve.data.transforms import evaluation_view, normalize, presize_for
 from pyserve.errors import FailedPreconditionError
 from pyserve.kernels.fuse import fuse
 from pyserve.training.callbacks import Callbacks, raise_if_stopped
@@ -25,6 +26,8 @@ from pyserve.training.step import TrainStep, balanced_class_weights
 if TYPE_CHECKING:
     from pyserve.data.manifest import Manifest
     from pyserve.spec import TrainSpec
+
+_SAMPLE_PIXELS = 5_000 * 32**2  # enough for statistics of a few pixels side by side
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,8 @@ def prepare(
     presize = presize_for(image_size, spec.augment)
     train, valid = (load_pictures(manifest, part, presize, dirs, callbacks) for part in ("train", "valid"))
     classes = len(manifest.classes)
-    network = build_network(spec, classes, dirs, callbacks.on_log, device)
+    pictures = Pictures(train, valid, image_size, architecture.mean, architecture.std, device)
+    network = build_network(spec, classes, dirs, callbacks.on_log, device, pictures)
     config = learner_config(
         spec,
         train.labels,
@@ -137,7 +141,6 @@ def prepare(
         suggested_lr=suggested_lr,
         time_budget_s=time_budget_s,
     )
-    pictures = Pictures(train, valid, image_size, architecture.mean, architecture.std, device)
     return Prepared(network, config, pictures, presize)
 
 
@@ -162,9 +165,18 @@ def load_pictures(
 
 
 def build_network(
-    spec: TrainSpec, classes: int, dirs: TrainDirs, log: Callable[[str], None], device: torch.device
+    spec: TrainSpec,
+    classes: int,
+    dirs: TrainDirs,
+    log: Callable[[str], None],
+    device: torch.device,
+    pictures: Pictures | None = None,
 ) -> Network:
-    """The spec's network as it begins, on our kernels; its random weights depend on the seed alone."""
+    """The spec's network as it begins, on our kernels; its random weights depend on the seed alone.
+
+    An architecture whose weights begin with what the training pictures look like (`BeginsWithPictures`) is shown
+    some of `pictures`.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         model = models.create_model(spec.architecture, classes)
@@ -174,8 +186,18 @@ def build_network(
             source, roots = str(dirs.weights_path), [*roots, dirs.weights_path.parent]
         report = models.load_weights(model, source, roots=roots, cache_dir=dirs.cache_dir)
         log(f"weights from {spec.weights}: {report}")
+    elif pictures is not None and isinstance(model, models.BeginsWithPictures):
+        model.begin_with(sample(pictures))
     groups = models.layer_groups(model)
     named = Network.of(model, groups, models.head_parameters(model))
     fused: nn.Module = fuse(model, inference=False)
     fused = fused.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-    return Network(fused, named.layer_groups, named.head)
+    return dataclasses.replace(named, model=fused)
+
+
+def sample(pictures: Pictures) -> torch.Tensor:
+    """Training pictures from all of the part, as the network is shown them: float32 [N, 3, S, S] on the CPU."""
+    images, size = pictures.train.images, pictures.image_size
+    count = min(max(_SAMPLE_PIXELS // size**2, 1), len(images))
+    indices = torch.linspace(0, len(images) - 1, count).long()
+    return normalize(evaluation_view(images[indices], size), pictures.mean, pictures.std)

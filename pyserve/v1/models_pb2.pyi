@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +19,36 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ExportFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExportFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExportFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXPORT_FORMAT_UNSPECIFIED: _ExportFormat.ValueType  # 0
+    """The same as EXPORT_FORMAT_BUNDLE."""
+    EXPORT_FORMAT_BUNDLE: _ExportFormat.ValueType  # 1
+    """An archive that Import takes, the same bytes every time."""
+    EXPORT_FORMAT_ONNX: _ExportFormat.ValueType  # 2
+    """An ONNX file that answers as Predict does. Input "images": float32 [batch, 3, S, S], RGB in 0…1, S the model's
+    image size; output "probabilities": float32 [batch, classes]; labels in its metadata, as JSON. The server makes
+    it in some seconds, one at a time, and needs `pyserve[onnx]`.
+    """
+
+class ExportFormat(_ExportFormat, metaclass=_ExportFormatEnumTypeWrapper):
+    """In what form a model is exported."""
+
+EXPORT_FORMAT_UNSPECIFIED: ExportFormat.ValueType  # 0
+"""The same as EXPORT_FORMAT_BUNDLE."""
+EXPORT_FORMAT_BUNDLE: ExportFormat.ValueType  # 1
+"""An archive that Import takes, the same bytes every time."""
+EXPORT_FORMAT_ONNX: ExportFormat.ValueType  # 2
+"""An ONNX file that answers as Predict does. Input "images": float32 [batch, 3, S, S], RGB in 0…1, S the model's
+image size; output "probabilities": float32 [batch, classes]; labels in its metadata, as JSON. The server makes
+it in some seconds, one at a time, and needs `pyserve[onnx]`.
+"""
+Global___ExportFormat: _TypeAlias = ExportFormat  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
@@ -378,16 +409,20 @@ class ExportModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model, by any of its names. Required."""
+    format: Global___ExportFormat.ValueType
+    """In what form."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        format: Global___ExportFormat.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -402,7 +437,7 @@ class ExportModelResponse(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
-    """The next bytes of the archive."""
+    """The next bytes of the file."""
     @_builtins.property
     def header(self) -> Global___ExportHeader:
         """What is sent."""
@@ -431,9 +466,9 @@ class ExportHeader(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
-    """Size of the archive, bytes."""
+    """Size of the file, bytes."""
     sha256: _builtins.str
-    """SHA-256 of the archive, hexadecimal digits."""
+    """SHA-256 of the file, hexadecimal digits."""
     @_builtins.property
     def model(self) -> Global___Model:
         """The version that is sent."""

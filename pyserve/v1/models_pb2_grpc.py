@@ -129,7 +129,7 @@ class ModelsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Export(self, request, context):
-        """A version as one archive, which Import takes.
+        """A version as one file: an archive, which Import takes, or an ONNX file.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -53,7 +53,7 @@ class ModelsStub:
     Delete: _grpc.UnaryUnaryMultiCallable[_models_pb2.DeleteModelRequest, _empty_pb2.Empty]
     """Remove a version, or a model with all its versions and aliases. Their numbers are not given again."""
     Export: _grpc.UnaryStreamMultiCallable[_models_pb2.ExportModelRequest, _models_pb2.ExportModelResponse]
-    """A version as one archive, which Import takes."""
+    """A version as one file: an archive, which Import takes, or an ONNX file."""
     Import: _grpc.StreamUnaryMultiCallable[_models_pb2.ImportModelRequest, _models_pb2.Model]
     """Make a new version of an archive that Export gave. It is checked, loaded and asked about its golden pictures
     first, and appears whole or not at all.
@@ -83,7 +83,7 @@ class ModelsAsyncStub(ModelsStub):
     Delete: _aio.UnaryUnaryMultiCallable[_models_pb2.DeleteModelRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Remove a version, or a model with all its versions and aliases. Their numbers are not given again."""
     Export: _aio.UnaryStreamMultiCallable[_models_pb2.ExportModelRequest, _models_pb2.ExportModelResponse]  # type: ignore[assignment]
-    """A version as one archive, which Import takes."""
+    """A version as one file: an archive, which Import takes, or an ONNX file."""
     Import: _aio.StreamUnaryMultiCallable[_models_pb2.ImportModelRequest, _models_pb2.Model]  # type: ignore[assignment]
     """Make a new version of an archive that Export gave. It is checked, loaded and asked about its golden pictures
     first, and appears whole or not at all.
@@ -152,7 +152,7 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.ExportModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_models_pb2.ExportModelResponse], _abc.AsyncIterator[_models_pb2.ExportModelResponse]]:
-        """A version as one archive, which Import takes."""
+        """A version as one file: an archive, which Import takes, or an ONNX file."""
 
     @_abc_1.abstractmethod
     def Import(

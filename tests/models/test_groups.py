@@ -19,6 +19,7 @@ SECOND_GROUP_BEGINS = {
     "vgg16_bn": "features.20.weight",
     "mobilenet_v2": "features.10.conv.0.0.weight",
     "smallnet": "stage2.0.0.weight",
+    "whitenednet": "stages.1.0.weight",
 }
 
 

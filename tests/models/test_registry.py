@@ -15,7 +15,7 @@ NAMES = sorted(models.architectures())
 
 
 def test_what_is_registered() -> None:
-    cifar = {"smallnet", "resnet20", "resnet56"}
+    cifar = {"smallnet", "whitenednet", "resnet20", "resnet56"}
     imagenet = {"resnet18", "resnet34", "resnet50", "vgg16", "vgg16_bn", "mobilenet_v2"}
     assert set(NAMES) >= cifar | imagenet
     assert {name for name in NAMES if models.get_architecture(name).imagenet} == imagenet

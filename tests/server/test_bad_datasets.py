@@ -53,6 +53,23 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], dict[str, Any], str]] = {
     "zip slip": (slip, {}, "evil.png"),
     "zip bomb": (lambda: zipped(pictures() | {"red/x.png": b"\0" * 30_000_000}), {}, ""),
     "one class": (lambda: zipped(pictures(classes=("blue",))), {}, "class"),
+    "validation part without pictures": (
+        lambda: zipped({f"train/{path}": data for path, data in pictures().items()} | {"valid/": b""}),
+        {},
+        "valid",
+    ),
+    "validation part without one class": (
+        lambda: zipped(
+            {
+                f"{part}/{path}": data
+                for part in ("train", "valid")
+                for path, data in pictures().items()
+                if (part, path[:3]) != ("valid", "red")
+            }
+        ),
+        {},
+        "red",
+    ),
     "empty class": (lambda: zipped(pictures() | {"yellow/": b""}), {}, "yellow"),
     "no archive": (lambda: b"nothing like an archive", {}, ""),
     "no pictures": (lambda: zipped({"readme.txt": b"hello"}), {}, ""),

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import tarfile
+import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from pyserve.client import Client
-from pyserve.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from pyserve.errors import CancelledError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from pyserve.v1 import jobs_pb2, models_pb2
 from tests.client.fake import Driven
 from tests.server.conftest import ServerThread
-from tests.server.support import CLASSES, Stubs, failure, png, train_request
+from tests.server.support import CLASSES, SIZE, Stubs, eventually, failure, png, train_request
 
 PICTURES = [png(i % 3, 900 + i) for i in range(6)]
 
@@ -171,6 +175,57 @@ def test_what_is_exported_is_imported_with_the_same_answers(client: Any, tmp_pat
     again = tmp_path / "again.tar"
     client.export_model("models/colours", again)
     assert again.read_bytes() == path.read_bytes()
+
+
+def test_an_onnx_file_answers_as_predict(client: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    exported = client.export_model("models/colours", path, format="onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    told = session.get_modelmeta().custom_metadata_map
+    assert (told["name"], json.loads(told["labels"])) == (exported.name, list(CLASSES))
+    images = np.random.default_rng(0).random((5, SIZE, SIZE, 3), np.float32)
+    answer = client.predict("models/colours", images)
+    expected = [[s.probability for s in sorted(p.scores, key=lambda s: s.index)] for p in answer.predictions]
+    [found] = session.run(None, {"images": images.transpose(0, 3, 1, 2)})
+    assert (np.abs(found - np.array(expected)) <= 1e-4).all()
+
+
+def test_an_export_holds_up_nobody_and_ends_with_its_caller(
+    client: Any, server: ServerThread, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, ended = threading.Event(), threading.Event()
+
+    def slow(folder: Path, target: Path, *, name: str, should_stop: Callable[[], bool]) -> None:
+        began.set()
+        while not should_stop():
+            time.sleep(0.01)
+        ended.set()
+        raise CancelledError("nobody waits")
+
+    monkeypatch.setattr("pyserve.server.services.models.export_onnx", slow)
+    request = models_pb2.ExportModelRequest(name="models/colours", format=models_pb2.EXPORT_FORMAT_ONNX)
+    stream = server.stubs.models.Export(request, timeout=60)
+    assert began.wait(20)
+    assert probabilities(client, "models/colours").shape == (6, 3)
+    assert not ended.is_set()
+    stream.cancel()
+    assert ended.wait(20)
+    eventually(lambda: not list((server.settings.data_dir / "models").glob(".new-*")))
+
+
+def test_exports_that_cannot_be(
+    client: Any, stubs: Stubs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidArgumentError, match="format: got 'tflite', expected one of bundle, onnx"):
+        client.export_model("models/colours", tmp_path / "x", format="tflite")
+    request = models_pb2.ExportModelRequest(name="models/colours", format=7)  # type: ignore[arg-type]
+    assert list(failure(lambda: list(stubs.models.Export(request, timeout=20)))[2]) == ["format"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        FailedPreconditionError, match=r"takes onnx, onnxscript, onnxruntime, which the server lacks"
+    ):
+        client.export_model("models/colours", tmp_path / "x", format="onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_archives_that_are_no_model_leave_nothing(client: Any, tmp_path: Path) -> None:

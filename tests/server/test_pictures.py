@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import grpc
 import pytest
 from PIL import Image
 
+from pyserve.data.catalog import Catalog
 from pyserve.v1 import datasets_pb2
 from tests.server.conftest import ServerThread
 from tests.server.support import Stubs, failure, pictures, zipped
@@ -39,6 +41,26 @@ def test_only_pictures_of_the_dataset_are_shown(stubs: Stubs, path: str) -> None
     code, message, fields, _ = failure(lambda: stubs.datasets.GetPicture(request(path), timeout=20))
     assert (code, list(fields)) == (grpc.StatusCode.INVALID_ARGUMENT, ["path"])
     assert "expected a picture of datasets/colours, such as blue/0.png" in message
+
+
+def test_pictures_hold_up_nobody(server: ServerThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy, go_on = threading.Semaphore(0), threading.Event()
+
+    def slow(catalog: Catalog, name: str, path: str, max_side: int) -> bytes:
+        busy.release()
+        assert go_on.wait(60)
+        return b"shown"
+
+    monkeypatch.setattr(Catalog, "preview", slow)
+    try:
+        calls = [server.stubs.datasets.GetPicture.future(request("red/3.png"), timeout=60) for _ in range(40)]
+        assert all(busy.acquire(timeout=20) for _ in range(2))
+        for _ in range(10):  # as many as there are other threads, and more
+            server.stubs.datasets.Get(datasets_pb2.GetDatasetRequest(name="datasets/colours"), timeout=20)
+        assert not any(call.done() for call in calls)
+    finally:
+        go_on.set()
+    assert {call.result().data for call in calls} == {b"shown"}
 
 
 def test_a_picture_that_is_gone_is_data_loss(server: ServerThread) -> None:

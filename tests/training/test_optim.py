@@ -53,6 +53,19 @@ def test_norms_and_biases_have_no_weight_decay() -> None:
     }
 
 
+def test_a_parameter_may_have_a_factor_of_its_own() -> None:
+    network = tiny_network()
+    factors = group_factors(3, 0.01)
+    groups = parameter_groups(network.model, network.layer_groups, factors, 0.1, {"norm.bias": 64.0})
+    optimizer = make_optimizer("sgd", groups, momentum=0.9)
+    set_rates(optimizer, 0.5, None)
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    told = {name: rates[id(p)] for name, p in network.model.named_parameters()}
+    assert told["norm.bias"] == pytest.approx(64 * told["norm.weight"]) == pytest.approx(64 * 0.005)
+    assert told["fc.bias"] == told["fc.weight"] == 0.5
+    assert learning_rates(optimizer) == pytest.approx((0.005, 0.05, 0.5))
+
+
 def test_only_what_learns_is_in_the_optimizer() -> None:
     network = tiny_network()
     network.freeze_body(True)

@@ -102,7 +102,7 @@ class DatasetsService(datasets_pb2_grpc.DatasetsServicer):
             data = self._catalog.preview(name, request.path, max_side)
             return common_pb2.Figure(name=f"{Path(request.path).stem}.jpg", media_type="image/jpeg", data=data)
 
-        return await self._pools.quick.run(preview)
+        return await self._pools.pictures.run(preview)
 
     async def List(self, request: datasets_pb2.ListDatasetsRequest, context: Any) -> Any:
         """A page of datasets."""

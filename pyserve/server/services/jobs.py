@@ -15,10 +15,12 @@ from pyserve.data.catalog import Catalog
 from pyserve.errors import DataLossError, FailedPreconditionError, NotFoundError, PyserveError
 from pyserve.inference.model_store import ModelStore
 from pyserve.jobs.paths import artifacts_folder
+from pyserve.jobs.records import JobRecord
 from pyserve.jobs.scheduler import Scheduler
 from pyserve.jobs.store import JobStore
 from pyserve.jobs.tensorboard import EventFile
 from pyserve.server import convert, validate
+from pyserve.server.job_traces import JobTraces
 from pyserve.server.pools import Pools
 from pyserve.spec import JobSpec, TrainSpec
 from pyserve.v1 import common_pb2, jobs_pb2, jobs_pb2_grpc
@@ -37,6 +39,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         pools: threads for blocking work.
         data_dir: where jobs keep their files.
         weights_roots: folders of the weights that jobs may name.
+        traces: is told which call queued a job; None for no traces.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         pools: Pools,
         data_dir: Path,
         weights_roots: list[Path],
+        traces: JobTraces | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._store = store
@@ -56,6 +60,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         self._pools = pools
         self._data_dir = data_dir
         self._weights_roots = weights_roots
+        self._traces = traces
 
     async def Train(self, request: jobs_pb2.TrainRequest, context: Any) -> jobs_pb2.Job:
         """Queue a training."""
@@ -102,7 +107,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
 
     async def Resume(self, request: jobs_pb2.ResumeJobRequest, context: Any) -> jobs_pb2.Job:
         """Queue an interrupted job again."""
-        return convert.job(await self._scheduler.resume(validate.job_name(request.name)))
+        return self._queued(await self._scheduler.resume(validate.job_name(request.name)))
 
     async def Delete(self, request: jobs_pb2.DeleteJobRequest, context: Any) -> Empty:
         """Remove a job that has ended."""
@@ -133,7 +138,12 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
     async def _submit(self, spec: JobSpec, training: TrainSpec, prefix: str, request_id: str) -> jobs_pb2.Job:
         request_id = validate.request_id(request_id)
         await self._pools.quick.run(self._check, training, prefix)
-        return convert.job(await self._scheduler.submit(spec, request_id))
+        return self._queued(await self._scheduler.submit(spec, request_id))
+
+    def _queued(self, record: JobRecord) -> jobs_pb2.Job:
+        if self._traces is not None:
+            self._traces.queued(record.name)
+        return convert.job(record)
 
     def _check(self, training: TrainSpec, prefix: str) -> None:
         """Refuse now what would fail as soon as a worker begins."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -19,7 +20,9 @@ from pyserve.inference import bundle_archive
 from pyserve.inference.loaded_models import LoadedModels, MemoryChange
 from pyserve.inference.model_info import ModelInfo
 from pyserve.inference.model_store import ModelStore
+from pyserve.inference.onnx_export import export_onnx
 from pyserve.server import convert, validate
+from pyserve.server.caller import ShouldStop, run_for
 from pyserve.server.pools import Pools
 from pyserve.server.receive import header, heard_out, receive
 from pyserve.server.uploads import UploadPlan, Uploads
@@ -92,14 +95,36 @@ class ModelsService(models_pb2_grpc.ModelsServicer):
     async def Export(
         self, request: models_pb2.ExportModelRequest, context: Any
     ) -> AsyncIterator[models_pb2.ExportModelResponse]:
-        """A version as an archive."""
+        """A version as an archive, or as an ONNX file."""
         info = await self._pools.quick.run(self._store.get, validate.model_name(request.name))
-        size, digest = await self._pools.slow.run(bundle_archive.measure, info.folder)
+        if request.format == models_pb2.EXPORT_FORMAT_ONNX:
+            with await run_for(context, self._pools.export, partial(self._onnx_file, info)) as file:
+                async for response in self._sent(info, partial(bundle_archive.chunks_of, file)):
+                    yield response
+        elif request.format in (models_pb2.EXPORT_FORMAT_UNSPECIFIED, models_pb2.EXPORT_FORMAT_BUNDLE):
+            async for response in self._sent(info, partial(bundle_archive.packed, info.folder)):
+                yield response
+        else:
+            raise InvalidArgumentError.field(
+                "format", request.format, "EXPORT_FORMAT_BUNDLE or EXPORT_FORMAT_ONNX"
+            )
+
+    async def _sent(
+        self, info: ModelInfo, pieces: Callable[[], Iterator[bytes]]
+    ) -> AsyncIterator[models_pb2.ExportModelResponse]:
+        """The header and the chunks of a file that can be read twice."""
+        size, digest = await self._pools.slow.run(lambda: bundle_archive.measure(pieces()))
         header = models_pb2.ExportHeader(model=self._describe(info), size_bytes=size, sha256=digest)
         yield models_pb2.ExportModelResponse(header=header)
-        chunks = bundle_archive.packed(info.folder)
+        chunks = pieces()
         while (chunk := await self._pools.quick.run(next, chunks, None)) is not None:
             yield models_pb2.ExportModelResponse(chunk=chunk)
+
+    def _onnx_file(self, info: ModelInfo, should_stop: ShouldStop) -> BinaryIO:
+        """An open file that is in no folder any more: its room comes back when it is closed, whatever happens."""
+        with self._store.scratch() as folder:
+            export_onnx(info.folder, folder / "model.onnx", name=info.name, should_stop=should_stop)
+            return (folder / "model.onnx").open("rb")
 
     async def Import(self, request_iterator: Any, context: Any) -> models_pb2.Model:
         """Make a version of an archive."""

@@ -180,14 +180,14 @@ void conv2d(const VariantInfo& variant, const Conv2dProblem& p, const std::strin
 void conv2d_dgrad(const VariantInfo& variant, const Conv2dProblem& p, const std::string& text) {
   const Values grad(p.N * p.P * p.Q * p.K, p.dtype), weight(p.K * p.group_c() * p.R * p.S, p.dtype);
   const Values dx(p.N * p.H * p.W * p.C, p.dtype, false);
-  run<Op::conv2d_dgrad>(variant, p, {grad.data(), weight.data(), dx.data()}, text);
+  run<Op::conv2d_dgrad>(variant, p, {grad.data(), weight.data(), nullptr, dx.data()}, text);
   check(variant, text, dx);
 }
 
 void conv2d_wgrad(const VariantInfo& variant, const Conv2dProblem& p, const std::string& text) {
   const Values grad(p.N * p.P * p.Q * p.K, p.dtype), x(p.N * p.H * p.W * p.C, p.dtype);
   const Values dw(p.K * p.group_c() * p.R * p.S, p.dtype, false);
-  run<Op::conv2d_wgrad>(variant, p, {grad.data(), x.data(), dw.data()}, text);
+  run<Op::conv2d_wgrad>(variant, p, {grad.data(), x.data(), nullptr, dw.data(), nullptr}, text);
   check(variant, text, dw);
 }
 
