@@ -15,7 +15,7 @@ from pyserve.client import DEFAULT_ADDRESS
 from pyserve.v1 import insight_pb2
 
 app = typer.Typer(
-    help="Show what runs underneath: every choice of a kernel and why, and what fell back to ATen.",
+    help="Show what runs underneath, and what fell back to ATen.",
     invoke_without_command=True,
 )
 
