@@ -1,5 +1,6 @@
 #include "chain.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 
@@ -47,9 +48,11 @@ class Run {
       const std::vector<ChainConstant>& constants, char* workspace, const Pool& pool)
       : chain_(chain), inputs_(inputs), outputs_(outputs), constants_(constants), workspace_(workspace), pool_(pool) {}
 
-  void step(const ChainStep& step) const {
+  // For the images from `first` on that the step takes at a time.
+  void step(const ChainStep& step, int64_t first) {
+    first_ = first, count_ = step.images;
     Words words(step.words, step.end);
-    const ChainValue &x = value(words.next()), &y = value(words.next());
+    const ChainValue x = value(words.next()), y = value(words.next());
     switch (step.kind) {
       case StepKind::conv2d:
         return conv2d(x, y, words);
@@ -68,22 +71,29 @@ class Run {
   }
 
  private:
-  const ChainValue& value(int64_t index) const {
+  // Its part for the present images.
+  ChainValue value(int64_t index) const {
     require(index >= 0 && index < static_cast<int64_t>(chain_.values.size()), "names a value that it does not have");
-    return chain_.values[static_cast<size_t>(index)];
+    ChainValue v = chain_.values[static_cast<size_t>(index)];
+    if (count_ == chain_.images) return v;
+    require(v.N == chain_.images || v.N == count_, "has a value of other images");
+    v.skipped = v.N == count_ ? 0 : first_ * v.image() * chain_.element_size();
+    v.N = count_;
+    return v;
   }
   const void* in(const ChainValue& v) const {
-    if (v.place == Place::input) return inputs_[static_cast<size_t>(v.at)];
-    return v.place == Place::output ? outputs_[static_cast<size_t>(v.at)] : workspace_ + v.at;
+    return v.place == Place::input ? static_cast<const char*>(inputs_[static_cast<size_t>(v.at)]) + v.skipped : out(v);
   }
   const void* in(int64_t index, int64_t numel) const {
     if (index < 0) return nullptr;
-    require(value(index).numel() == numel, "adds values of different sizes");
-    return in(value(index));
+    const ChainValue v = value(index);
+    require(v.numel() == numel, "adds values of different sizes");
+    return in(v);
   }
-  void* out(const ChainValue& v) const {
+  char* out(const ChainValue& v) const {
     require(v.place != Place::input, "writes to an input");
-    return v.place == Place::output ? outputs_[static_cast<size_t>(v.at)] : workspace_ + v.at;
+    char* base = v.place == Place::output ? static_cast<char*>(outputs_[static_cast<size_t>(v.at)]) : workspace_ + v.at;
+    return base + v.skipped;
   }
   const void* constant(int64_t index, int64_t numel) const {
     if (index < 0) return nullptr;
@@ -145,7 +155,7 @@ class Run {
   // [H][W][C] to [C][H][W], which is what PyTorch's flatten makes of it.
   void flatten(const ChainValue& x, const ChainValue& y) const {
     const char* from = static_cast<const char*>(in(x));
-    char* to = static_cast<char*>(out(y));
+    char* to = out(y);
     require(x.numel() == y.numel(), "flattens to another size");
     const int64_t pixels = x.H * x.W, size = chain_.element_size();
     if (pixels == 1) {
@@ -166,6 +176,7 @@ class Run {
   const std::vector<ChainConstant>& constants_;
   char* workspace_;
   const Pool& pool_;
+  int64_t first_ = 0, count_ = 0;
 };
 
 }  // namespace
@@ -174,7 +185,7 @@ Chain::Chain(const int64_t* program, int64_t count) {
   Words words(program, program + count);
   dtype = static_cast<DType>(words.next());
   require(dtype == DType::f32 || dtype == DType::bf16, "has an element type that it cannot have");
-  workspace_bytes = words.next();
+  images = words.next(), workspace_bytes = words.next();
   const int64_t value_count = words.next(), step_count = words.next();
   for (int64_t i = 0; i < value_count; ++i) {
     ChainValue v{};
@@ -187,9 +198,11 @@ Chain::Chain(const int64_t* program, int64_t count) {
   }
   for (int64_t i = 0; i < step_count; ++i) {
     const auto kind = static_cast<StepKind>(words.next());
-    const int64_t size = words.next();
+    const int64_t at_a_time = words.next(), size = words.next();
+    require(at_a_time > 0 && images > 0 && images % at_a_time == 0,
+            "takes a part of the images that does not divide them");
     const int64_t* from = words.take(size);
-    steps.push_back({kind, from, from + size});
+    steps.push_back({kind, at_a_time, from, from + size});
   }
 }
 
@@ -202,11 +215,16 @@ int64_t Chain::count(Place place) const {
 void Chain::run(const std::vector<const void*>& inputs, const std::vector<void*>& outputs,
                 const std::vector<ChainConstant>& constants, void* workspace, const Pool& pool,
                 const std::function<void()>& between) const {
-  const Run run(*this, inputs, outputs, constants, static_cast<char*>(workspace), pool);
+  Run run(*this, inputs, outputs, constants, static_cast<char*>(workspace), pool);
   count_chain();
-  for (const ChainStep& step : steps) {
-    run.step(step);
-    between();
+  for (auto begin = steps.begin(); begin != steps.end();) {
+    const auto end = std::find_if(begin, steps.end(), [&](const ChainStep& s) { return s.images != begin->images; });
+    for (int64_t first = 0; first < images; first += begin->images)
+      for (auto step = begin; step != end; ++step) {
+        run.step(*step, first);
+        between();
+      }
+    begin = end;
   }
 }
 

@@ -1,12 +1,14 @@
 // A chain of layers run by one call: what prediction does instead of one operator call per layer. The layers are given
 // as a program, a list of 64-bit words that `pyserve/kernels/plan.py` writes for one set of input sizes:
 //
-//     dtype, workspace bytes, number of values, number of steps
+//     dtype, images, workspace bytes, number of values, number of steps
 //     per value: place (see Place), number in that place or offset in the workspace, dimensions (4 or 2), N, H, W, C
-//     per step:  kind (see StepKind), number of words that follow, and those
+//     per step:  kind (see StepKind), images at a time, number of words that follow, and those
 //
-// Values are dense and channels-last; the workspace holds those that neither come in nor go out, where a plan over
-// their life times has put them. Constants are the weights, [K][R][S][C/groups] those of
+// Steps that follow each other and take the same part of the images at a time run over one part after the other, so
+// that large maps are still in the caches when the next layer reads them. A value that only they see has room for one
+// part, N. Values are dense and channels-last; the workspace holds those that neither come in nor go out, where a plan
+// over their life times has put them. Constants are the weights, [K][R][S][C/groups] those of
 // convolutions. Free of torch.
 #pragma once
 #include <cstdint>
@@ -34,7 +36,9 @@ enum class StepKind : int64_t {
 struct ChainValue {
   Place place;
   int64_t at, dims, N, H, W, C;
-  int64_t numel() const { return N * H * W * C; }
+  int64_t skipped = 0;  // bytes before the part that is meant
+  int64_t image() const { return H * W * C; }
+  int64_t numel() const { return N * image(); }
 };
 
 struct ChainConstant {
@@ -44,12 +48,13 @@ struct ChainConstant {
 
 struct ChainStep {
   StepKind kind;
+  int64_t images;  // at a time
   const int64_t *words, *end;
 };
 
 struct Chain {
   DType dtype;
-  int64_t workspace_bytes;
+  int64_t images, workspace_bytes;
   std::vector<ChainValue> values;
   std::vector<ChainStep> steps;
 

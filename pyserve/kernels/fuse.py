@@ -187,11 +187,13 @@ class _ModuleName(str):
 
 
 class _Tracer(fx.Tracer):
-    """Looks into the modules that hold something to fuse, and takes all others as they are."""
+    """Looks into the modules that hold something to fuse, or a chain's last layers, and takes all others as they
+    are."""
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         ours = isinstance(module, Conv2d | BatchNorm2d | AddReLU)
-        return ours or super().is_leaf_module(module, qualified_name) or not _holds_fusable(module)
+        known = _holds_fusable(module) or type(module) is nn.Sequential
+        return ours or super().is_leaf_module(module, qualified_name) or not known
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """A stand-in that remembers `x += y` as such; torch.fx's own makes `x = x + y` of it, and an alias of x

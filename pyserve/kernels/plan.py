@@ -21,13 +21,14 @@ from pyserve.kernels.calls import BOUNDS
 from pyserve.kernels.steps import Pair, Step, Steps
 
 _ALIGNMENT = 64
+_CACHED_BYTES = 1 << 19  # half of a usual L2 cache: what the images that a layer takes at a time may have
 _PLACES = ("input", "output", "workspace")  # csrc/chain.h: Place
 _KINDS = ("conv2d", "max_pool2d", "average_pool2d", "linear", "bias_relu", "flatten")  # csrc/chain.h: StepKind
 _DTYPES = (torch.float32, torch.bfloat16)  # csrc/conv2d.h: DType
 
 
 _NO_POOL = (0, 0, 0)
-_Program = tuple[int, list[int], list[int]]
+_Program = tuple[int, int, list[int], list[int]]
 
 
 class CannotPlanError(Exception):
@@ -94,18 +95,22 @@ class _Planner:
         self.constants: list[Tensor] = []
         self.values = {i: self._input(x, i) for i, x in enumerate(inputs)}
         self.merged: set[int] = set()  # steps that the one before them does as well
+        batches = {value.sizes[0] for value in self.values.values()}
+        self.images = batches.pop() if len(batches) == 1 else 1
+        self.at_a_time: list[int] = []  # images that each step takes at a time
 
     def plan(self) -> Plan:
         program = [self._step(i, step) for i, step in enumerate(self.steps) if i not in self.merged]
         for i, number in enumerate(self.outputs):
             self.values[number].place, self.values[number].at = "output", i
+        self._part_values()
         size_bytes = place_values(list(self.values.values()), self.dtype.itemsize)
         position = {number: i for i, number in enumerate(self.values)} | {-1: -1}
-        header = [_DTYPES.index(self.dtype), size_bytes, len(self.values), len(program)]
+        header = [_DTYPES.index(self.dtype), self.images, size_bytes, len(self.values), len(program)]
         values = [[_PLACES.index(v.place), v.at, v.dims, *v.sizes] for v in self.values.values()]
         steps = [
-            [kind, len(operands) + len(words), *(position[number] for number in operands), *words]
-            for kind, operands, words in program
+            [kind, images, len(operands) + len(words), *(position[number] for number in operands), *words]
+            for kind, images, operands, words in program
         ]
         words = [*header, *(word for part in values + steps for word in part)]
         return Plan(torch.tensor(words, dtype=torch.int64), self.constants, size_bytes)
@@ -119,8 +124,12 @@ class _Planner:
         return Value((n, h, w, c), x.dim(), "input", number)
 
     def _step(self, i: int, step: Step) -> _Program:
-        """A step's kind, the numbers of its values, and its other words; what it makes is a value from now on."""
+        """A step's kind, how many images it takes at a time, the numbers of its values, and its other words.
+
+        What it makes is a value from now on.
+        """
         x = self.values[step.x]
+        self._take_images(i, x)
         make: Callable[[int, Step, Value], tuple[Value, list[int]]] = getattr(self, f"_{step.kind}")
         y, words = make(i, step, x)
         if min(y.sizes) < 1:
@@ -135,7 +144,7 @@ class _Planner:
                 self.values[number].last = i
         y.first = y.last = i
         self.values[operands[1]] = y
-        return _KINDS.index(step.kind), operands, words
+        return _KINDS.index(step.kind), self.at_a_time[i], operands, words
 
     def _next(self, i: int, kind: str) -> Step | None:
         """The step after i, if it is of this kind, and the only one that wants what step i makes."""
@@ -145,6 +154,29 @@ class _Planner:
         y = self.steps[i].y
         readers = sum((step.x == y) + (step.residual == y) for step in self.steps)
         return following if following.x == y and readers == 1 and y not in self.outputs else None
+
+    # -------------------------------------------------------- parts of the images
+
+    def _take_images(self, i: int, x: Value) -> None:
+        """How many images step i takes at a time: as many as the caches hold the maps of, later steps no fewer."""
+        before = self.at_a_time[-1] if self.at_a_time else 1
+        room = _CACHED_BYTES * self.images // (x.numel * self.dtype.itemsize)
+        wanted = max(before, min(room, self.images))
+        taken = next(n for n in range(wanted, 0, -1) if self.images % n == 0)
+        self.at_a_time += [taken] * (i + 1 - len(self.at_a_time))
+
+    def _part_values(self) -> None:
+        """Make values that only steps with the same parts see as large as a part.
+
+        The others live as long as all of those steps, which run again and again.
+        """
+        for value in self.values.values():
+            first, last = (self.at_a_time[i] for i in (value.first, value.last))
+            if value.place == "workspace" and first == last:
+                value.sizes = (first * value.sizes[0] // self.images, *value.sizes[1:])
+            else:
+                value.first = self.at_a_time.index(first)
+                value.last = len(self.at_a_time) - 1 - self.at_a_time[::-1].index(last)
 
     # -------------------------------------------------------- layers
 
@@ -164,7 +196,7 @@ class _Planner:
         if p < 1 or q < 1:
             raise CannotPlanError
         numbers = (list(stride), list(padding), list(dilation), conv.groups)
-        variant, packed, pool = self._kernel(i, weight, [n, c, h, w], numbers)
+        variant, packed, pool = self._kernel(i, weight, [n * self.at_a_time[i] // self.images, c, h, w], numbers)
         if pool[0]:
             p, q = (pooled_size(size, *pool) for size in (p, q))
         words = [

@@ -9,6 +9,7 @@ from typing import Any
 from pyserve.v1 import jobs_pb2
 
 _BLUE, _ORANGE, _GREEN = "#0072b2", "#d55e00", "#009e73"  # Okabe & Ito's, told apart by the colour-blind, too
+_GRID = "#80808040"  # seen on white and on black; what is written takes the page's own colour
 _MOST_POINTS = 400
 
 
@@ -81,6 +82,10 @@ class Curves:
             for run, points in sorted(self._runs.items())
         ]
         options["yAxis"] |= self._readable_losses()
+        options["yAxis"]["axisLabel"] = {
+            "showMinLabel": False,
+            "showMaxLabel": False,
+        }  # the limits are no round numbers
         if suggestion:
             limits = options["yAxis"]
             points = [(suggestion, limits["min"]), (suggestion, limits["max"])]
@@ -102,14 +107,18 @@ class Curves:
 
 def _axes(x: str, y: str, *, log: bool = False) -> dict[str, Any]:
     name: dict[str, Any] = {"nameLocation": "middle", "nameGap": 28}
+    short: dict[str, Any] = {"hideOverlap": True}
+    if log:
+        short[":formatter"] = "(value) => (value < 0.001 ? value.toExponential() : String(value))"
+    grid = {"splitLine": {"lineStyle": {"color": _GRID}}}
     return {
         "animation": False,
         "backgroundColor": "transparent",
         "grid": {"left": 58, "right": 24, "top": 34, "bottom": 46},
         "tooltip": {"trigger": "axis"},
         "legend": {"top": 0},
-        "xAxis": {"type": "log" if log else "value", "name": x, "scale": True, **name},
-        "yAxis": {"type": "value", "name": y, "scale": True, **name, "nameGap": 40},
+        "xAxis": {"type": "log" if log else "value", "name": x, "scale": True, "axisLabel": short, **name, **grid},
+        "yAxis": {"type": "value", "name": y, "scale": True, **name, "nameGap": 40, **grid},
         "series": [],
     }
 

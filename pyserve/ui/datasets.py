@@ -8,8 +8,7 @@ from pathlib import Path, PurePath
 
 from nicegui import events, ui
 
-from pyserve.errors import InvalidArgumentError
-from pyserve.ui import frame
+from pyserve.ui import folder, frame
 from pyserve.v1 import datasets_pb2, jobs_pb2, models_pb2
 
 _MAX_UPLOAD_BYTES = 8 * 2**30
@@ -22,7 +21,7 @@ async def page() -> None:
     with frame.page("Data sets and models"):
         with frame.section("Your pictures"):
             ui.label(
-                "A zip or tar with a sub-folder for each class, with or without train/ and valid/ around them."
+                "A zip, tar or folder with a sub-folder for each class, train/ and valid/ around them or not."
             ).classes("opacity-70")
             _upload_form()
             listed = ui.column().classes("w-full gap-2")
@@ -82,15 +81,15 @@ def _job_row(job: jobs_pb2.Job) -> tuple[str, str, str]:
 
 def _upload_form() -> None:
     """A name and a file; the name is suggested by the file's."""
-    name = ui.input("Name of the data set").classes("w-full sm:w-80").mark("dataset-name")
+    name = ui.input("Name of the data set").classes("w-full sm:w-80")
 
     @frame.told
     async def send(event: events.UploadEventArguments) -> None:
         dataset_id = name.value.strip() or _suggested(event.file.name)
         progress.set_visibility(True)
         try:
-            with tempfile.TemporaryDirectory(prefix="pyserve-ui-") as folder:
-                path = Path(folder, "pictures" + _suffix(event.file.name))
+            with tempfile.TemporaryDirectory(prefix="pyserve-ui-") as place:
+                path = Path(place, "pictures" + _suffix(event.file.name))
                 await event.file.save(path)
                 dataset = await frame.client().upload_dataset(path, dataset_id)
         finally:
@@ -98,20 +97,11 @@ def _upload_form() -> None:
             upload.reset()
         ui.navigate.to(f"/{dataset.name}")
 
-    upload = (
-        ui.upload(
-            label="Choose an archive, or drop it here",
-            on_upload=send,
-            on_rejected=lambda: frame.tell(
-                InvalidArgumentError(f"file: expected one archive ({_ARCHIVES}), of at most 8 GiB")
-            ),
-            auto_upload=True,
-            max_files=1,
-            max_file_size=_MAX_UPLOAD_BYTES,
+    with ui.row().classes("items-center gap-x-4 gap-y-0 w-full"):
+        upload = frame.upload(
+            "Choose an archive, or drop it here", send, accept=_ARCHIVES, max_bytes=_MAX_UPLOAD_BYTES
         )
-        .props(f'accept="{_ARCHIVES}" flat bordered')
-        .classes("w-full sm:w-96")
-    )
+        folder.chooser(upload)
     with ui.row().classes("items-center gap-2") as progress:
         ui.spinner()
         ui.label("The server unpacks and reads the pictures …")

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec
 
-from nicegui import context, ui
+from nicegui import context, events, ui
 
 from pyserve.client import AsyncClient
-from pyserve.errors import PyserveError
+from pyserve.errors import InvalidArgumentError, PyserveError
 from pyserve.v1 import common_pb2
 
 P = ParamSpec("P")
@@ -25,8 +25,13 @@ _LINKS = (("Data sets and models", "/"), ("Image kernels", "/kernels"))
 _STYLE = """
 .q-uploader__list, .q-uploader__subtitle { display: none }
 .q-uploader__header { border-radius: inherit }
+.nicegui-echart text { fill: currentColor }
+.body--dark :is(.q-btn--outline, .q-btn--flat, .q-badge--outline, .text-negative) {
+  --q-primary: #56b4e9; --q-positive: #35c79b; --q-negative: #ff8b4d
+}
 """
 _CONNECT_S = 30.0
+_MAX_PICTURE_BYTES = 32 * 2**20
 _clients: list[AsyncClient] = []
 
 
@@ -98,6 +103,40 @@ def tell(error: PyserveError) -> None:
         ui.notify(str(error), type="negative", multi_line=True, close_button=True, timeout=0)
 
 
+def upload(
+    label: str, action: Callable[[events.UploadEventArguments], Awaitable[None]], *, accept: str, max_bytes: int
+) -> ui.upload:
+    """A place where one file is chosen or dropped, and sent at once.
+
+    Args:
+        label: what to do here.
+        action: takes the file.
+        accept: endings or media types, separated by commas.
+        max_bytes: size of the file.
+    """
+    expected = f"file: expected one of {accept.replace(',', ', ')}, at most {max_bytes // 2**20} MiB"
+    field = ui.upload(
+        label=label,
+        on_upload=action,
+        on_rejected=lambda: tell(InvalidArgumentError(expected)),
+        auto_upload=True,
+        max_files=1,
+        max_file_size=max_bytes,
+    )
+    return field.props(f'accept="{accept}" flat bordered').classes("w-full sm:w-96")
+
+
+def picture_upload(action: Callable[[bytes], Awaitable[None]]) -> None:
+    """A place for a picture to look at; `action` takes the file's bytes."""
+
+    @told
+    async def take(event: events.UploadEventArguments) -> None:
+        field.reset()  # the next one may have the same name
+        await action(await event.file.read())
+
+    field = upload("Choose a picture, or drop it here", take, accept="image/*", max_bytes=_MAX_PICTURE_BYTES)
+
+
 @contextmanager
 def busy(button: ui.button) -> Iterator[None]:
     """The button shows that its work is under way, and cannot be pressed a second time."""
@@ -132,11 +171,15 @@ def show(figures: Iterable[common_pb2.Figure], text: str, *, width: str = "100%"
 
 def picture(source: str, text: str) -> ui.element:
     """A picture in its own proportions, and its text."""
-    image = ui.element("img").props(f'src="{source}"').classes("max-w-full rounded")
-    image.props["alt"] = text
+    image = ui.element("img").classes("max-w-full rounded")
+    image.props["src"], image.props["alt"] = source, text
     return image
 
 
 def percent(value: float) -> str:
-    """Such as "97.3 %"."""
+    """Such as "97.3 %"; what is nearly none or nearly all is not rounded to it."""
+    if 0 < value < 0.0005:
+        return "< 0.1 %"
+    if 0.9995 <= value < 1:
+        return "> 99.9 %"
     return f"{100 * value:.1f} %"

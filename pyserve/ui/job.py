@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
@@ -42,14 +40,15 @@ class JobView:
     def __init__(self, job: jobs_pb2.Job) -> None:
         self._name = job.name
         self._finder = job.WhichOneof("spec") == "find_learning_rate"
+        self._steps = max(job.find_learning_rate.steps * max(job.find_learning_rate.repeats, 1), 1)
         self._training = job.find_learning_rate.training if self._finder else job.train
-        self._curves, self._drawn = Curves(), 0.0
+        self._curves, self._changed = Curves(), False
         self._client = context.client
         with ui.row().classes("items-center gap-4 w-full"):
-            self._state = ui.badge("").props("outline").classes("text-base px-3 py-1").mark("state")
-            dataset = self._training.dataset
-            ui.label("Learning-rate finder on" if self._finder else "Training on")
-            ui.link(dataset, f"/{dataset}")
+            self._state = ui.badge("").props("outline").classes("text-base px-3 py-1")
+            with ui.row().classes("gap-1"):
+                ui.label("Learning-rate finder on" if self._finder else "Training on")
+                ui.link(self._training.dataset.partition("/")[2], f"/{self._training.dataset}")
             ui.space()
             self._cancel = ui.button("Cancel", on_click=self._ask_to_stop).props("outline color=negative")
             self._resume = ui.button("Resume", on_click=self._go_on).props("outline")
@@ -61,12 +60,13 @@ class JobView:
         self._accuracies = self._chart("Accuracy")
         with ui.expansion("Log").classes("w-full"):
             self._log = ui.log(max_lines=500).classes("w-full h-64")
+        self._drawing = ui.timer(_REFRESH_S, self._draw_news)
         self._shown(job.state)
 
     @staticmethod
     def _chart(title: str) -> tuple[ui.card, ui.echart]:
         with frame.section(title) as card:
-            chart = ui.echart({}).classes(_CHART)
+            chart = ui.echart({}, renderer="svg").classes(_CHART)
         card.set_visibility(False)
         return card, chart
 
@@ -83,8 +83,6 @@ class JobView:
         except PyserveError as error:
             with self._client:
                 frame.tell(error)
-        except asyncio.CancelledError:
-            raise
 
     def _take(self, event: jobs_pb2.Event) -> None:
         kind = event.WhichOneof("event")
@@ -96,22 +94,26 @@ class JobView:
             self._log.push(f"warning: {event.warning.message}")
         elif kind == "log":
             self._log.push(event.log.message)
+            self._facts.text = event.log.message
         elif kind == "step":
-            step = event.step
-            self._bar.value = step.step / max(step.total_steps, 1)
-            rate = f", rate {step.learning_rates[-1]:.2g}" if step.learning_rates else ""
-            speed = f", {step.images_per_s:.0f} pictures/s" if step.images_per_s else ""
-            self._facts.text = (
-                f"{step.phase}: step {step.step} of {step.total_steps}, loss {step.loss:.3f}{rate}{speed}"
-            )
+            self._bar.value = event.step.step / max(event.step.total_steps, 1)
+            self._facts.text = _step_facts(event.step)
+        elif kind == "curve_point" and self._finder:
+            point = event.curve_point
+            self._bar.value = min(self._bar.value + 1 / self._steps, 1)
+            self._facts.text = f"rate {point.learning_rate:.2g}, loss {point.smoothed_loss:.3f}"
         elif kind == "epoch":
             values = ", ".join(f"{name} {value:.4g}" for name, value in sorted(event.epoch.metrics.items()))
             self._log.push(f"epoch {event.epoch.epoch} of {event.epoch.total_epochs}: {values}")
-        if self._curves.add(event) and time.monotonic() - self._drawn > _REFRESH_S:
+        self._changed |= self._curves.add(event)
+
+    def _draw_news(self) -> None:
+        """Events come faster than charts can be drawn, or looked at."""
+        if self._changed:
+            self._changed = False
             self._draw()
 
     def _draw(self, suggestion: float | None = None) -> None:
-        self._drawn = time.monotonic()
         drawings: list[tuple[tuple[ui.card, ui.echart], bool, Callable[[], dict[str, Any]]]] = [
             (self._range, self._curves.finds_rate, lambda: self._curves.range_test(suggestion)),
             (self._losses, self._curves.trains, self._curves.losses),
@@ -135,12 +137,13 @@ class JobView:
     def _finish(self, job: jobs_pb2.Job) -> None:
         """What came out, and where to go from here."""
         self._shown(job.state)
+        self._drawing.cancel()
         found = job.learning_rate_result.learning_rate if self._finder else 0.0
         self._draw(found or None)
         self._facts.text = job.reason
         with self._result:
             if job.error.message:
-                ui.label(job.error.message).classes("text-negative").mark("problem")
+                ui.label(job.error.message).classes("text-negative")
             if found:
                 self._show_rates(job)
             if job.train_result.model:
@@ -148,7 +151,7 @@ class JobView:
 
     def _show_rates(self, job: jobs_pb2.Job) -> None:
         result = job.learning_rate_result
-        ui.label(f"Learning rate {result.learning_rate:.2g}").classes("text-xl").mark("rate-found")
+        ui.label(f"Learning rate {result.learning_rate:.2g}").classes("text-xl")
         others = [s for s in result.suggestions if not s.problem]
         ui.label("by rule: " + ", ".join(f"{s.rule} {s.learning_rate:.2g}" for s in others)).classes("opacity-70")
         ui.button(
@@ -158,7 +161,7 @@ class JobView:
     def _show_model(self, job: jobs_pb2.Job) -> None:
         accuracy = job.train_result.metrics.get("accuracy")
         if accuracy is not None:
-            ui.label(f"Accuracy {frame.percent(accuracy)}").classes("text-xl").mark("accuracy")
+            ui.label(f"Accuracy {frame.percent(accuracy)}").classes("text-xl")
         with ui.row():
             ui.button("Look at the model", on_click=lambda: ui.navigate.to(f"/{job.train_result.model}"))
             ui.button("Report", on_click=self._report).props("outline")
@@ -178,3 +181,9 @@ class JobView:
         with frame.busy(self._resume):
             await frame.client().resume_job(self._name)
         ui.navigate.reload()
+
+
+def _step_facts(step: jobs_pb2.StepDone) -> str:
+    rate = f", rate {step.learning_rates[-1]:.2g}" if step.learning_rates else ""
+    speed = f", {step.images_per_s:.0f} pictures/s" if step.images_per_s else ""
+    return f"{step.phase}: step {step.step} of {step.total_steps}, loss {step.loss:.3f}{rate}{speed}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from nicegui import events, ui
+from nicegui import ui
 
 from pyserve.client import as_array
 from pyserve.errors import InvalidArgumentError
 from pyserve.spec.names import IMAGE_KERNEL_NAMES
 from pyserve.ui import frame
+from pyserve.v1 import common_pb2
 
 _OWN = "own"
 _SIDE = 3
@@ -31,9 +32,7 @@ class Kernels:
     def __init__(self) -> None:
         self._picture = b""
         self._filled: list[float] = []  # the numbers of the named kernel that is shown
-        ui.upload(label="Choose a picture, or drop it here", on_upload=self._take, auto_upload=True).props(
-            'accept="image/*" flat bordered'
-        ).classes("w-full sm:w-96").mark("picture")
+        frame.picture_upload(self._take)
         with ui.row().classes("items-start gap-6"):
             titles = {name: name.replace("_", " ") for name in _NAMES}
             self._name = ui.select(titles, value="outline", label="Kernel", on_change=self._apply).classes("w-48")
@@ -42,15 +41,17 @@ class Kernels:
                     ui.number(value=0, step=0.5, on_change=self._own)
                     .props(f'dense outlined aria-label="row {i // _SIDE + 1}, column {i % _SIDE + 1}"')
                     .classes("w-20")
-                    .mark("number")
                     for i in range(_SIDE**2)
                 ]
-        self._shown = ui.column().classes("w-full")
+        with ui.grid().classes("w-full grid-cols-1 sm:grid-cols-2 gap-4"):
+            self._before, self._after = ui.column(), ui.column()
 
-    @frame.told
-    async def _take(self, event: events.UploadEventArguments) -> None:
-        event.sender.reset()  # type: ignore[attr-defined]  # an upload's sender is the upload
-        self._picture = await event.file.read()
+    async def _take(self, picture: bytes) -> None:
+        grey = await frame.client().apply_kernel(picture, "identity")
+        self._picture = picture
+        self._before.clear()
+        with self._before:
+            self._show(grey.filtered, "The picture, in grey")
         await self._apply()
 
     async def _own(self) -> None:
@@ -72,12 +73,13 @@ class Kernels:
             self._filled = [round(value, 4) for value in values.flatten().tolist()]
             for field, value in zip(self._numbers, self._filled, strict=True):
                 field.value = value
-        self._shown.clear()
-        with self._shown:
-            text = f"The picture under {self._name.value}"
-            frame.picture(frame.figure_url(answer.filtered), text).classes("w-full max-w-2xl").style(
-                "image-rendering: pixelated"
-            ).mark("filtered")
+        self._after.clear()
+        with self._after:
+            self._show(answer.filtered, f"The picture under {self._name.value}")
+
+    @staticmethod
+    def _show(figure: common_pb2.Figure, text: str) -> None:
+        frame.picture(frame.figure_url(figure), text).classes("w-full").style("image-rendering: pixelated")
 
     def _kernel(self) -> str | list[list[float]]:
         if self._name.value != _OWN:

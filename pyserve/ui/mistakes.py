@@ -15,6 +15,7 @@ Order = Literal["most_incorrect", "most_uncertain", "most_correct", "highest_los
 _TITLES = dict(
     zip(get_args(Order), ("most incorrect", "most uncertain", "most correct", "top losses"), strict=True)
 )
+_PARTS = {"valid": "validation pictures", "train": "training pictures"}
 _COUNT = 24
 _THUMBNAIL_PIXELS = 224
 _LEAVE_OUT = "leave it out"
@@ -25,20 +26,21 @@ class Mistakes:
 
     def __init__(self, model: models_pb2.Model) -> None:
         self._model = model
-        self._dataset = model.provenance.get("dataset", "")
+        self._dataset = model.provenance["dataset"]
         self._labels: dict[str, str] = {}
         self._removed: set[str] = set()
         with ui.row().classes("items-center gap-4 w-full"):
-            self._order = ui.toggle(_TITLES, value="most_incorrect", on_change=self.load).props("no-caps")
+            self._order = ui.toggle(_TITLES, value="most_incorrect", on_change=self.load).props(
+                'no-caps padding="4px 10px"'
+            )
             self._label = ui.select(
                 {"": "all classes", **{label: label for label in model.labels}}, value="", on_change=self.load
             ).props('dense aria-label="class"')
+            self._part = ui.select(_PARTS, value="valid", on_change=self.load).props('dense aria-label="part"')
         self._gallery = ui.grid().classes("w-full grid-cols-2 sm:grid-cols-4 lg:grid-cols-6 gap-3")
         with ui.row().classes("items-center gap-4") as self._changes:
-            self._told = ui.label("").mark("changes")
-            self._apply = ui.button("Make a corrected version of the data set", on_click=self._relabel).mark(
-                "relabel"
-            )
+            self._told = ui.label("")
+            self._apply = ui.button("Make a corrected version of the data set", on_click=self._relabel)
             ui.button("Forget them", on_click=self._forget).props("flat")
         self._count_changes()
 
@@ -50,7 +52,11 @@ class Mistakes:
             ui.spinner(size="lg")
         try:
             answer = await frame.client().top_losses(
-                self._model.name, order=self._order.value, label=self._label.value, count=_COUNT
+                self._model.name,
+                part=self._part.value,
+                order=self._order.value,
+                label=self._label.value,
+                count=_COUNT,
             )
         finally:
             self._gallery.clear()
@@ -61,7 +67,7 @@ class Mistakes:
         await asyncio.gather(*(self._thumbnail(*pair) for pair in zip(places, answer.items, strict=True)))
 
     def _card(self, item: insight_pb2.ImageLoss) -> ui.element:
-        with ui.column().classes("gap-0 min-w-0").mark("mistake"):
+        with ui.column().classes("gap-0 min-w-0"):
             place = ui.element("div").classes("w-full aspect-square")
             right = item.label == item.predicted
             ui.label(f"labelled {item.label} · {frame.percent(item.label_probability)}").classes(
@@ -71,16 +77,16 @@ class Mistakes:
                 ui.label(f"taken for {item.predicted} · {frame.percent(item.probability)}").classes(
                     "text-sm text-negative truncate w-full"
                 )
-            ui.select(
+            label = ui.select(
                 [*self._model.labels, _LEAVE_OUT],
                 value=_LEAVE_OUT if item.path in self._removed else self._labels.get(item.path, item.label),
                 on_change=lambda event: self._change(item, event.value),
-            ).props(f'dense options-dense aria-label="label of {item.path}"').classes("w-full").mark("label")
+            )
+            label.props("dense options-dense").classes("w-full")
+            label.props["aria-label"] = f"label of {item.path}"
         return place
 
     async def _thumbnail(self, place: ui.element, item: insight_pb2.ImageLoss) -> None:
-        if not self._dataset:
-            return
         figure = await frame.client().get_picture(self._dataset, item.path, max_side=_THUMBNAIL_PIXELS)
         with place:
             frame.picture(frame.figure_url(figure), item.path).classes("w-full h-full object-contain")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from nicegui import events, ui
+from nicegui import ui
 
 from pyserve.ui import frame
 from pyserve.ui.mistakes import Mistakes
 from pyserve.v1 import models_pb2, predict_pb2
 
-_MAX_PICTURE_BYTES = 32 * 2**20
 _TOP = 5
 
 
@@ -32,6 +31,9 @@ async def _fill(content: ui.column, name: str) -> None:
         ui.label(_facts(model)).classes("opacity-70")
         with frame.section("Predict"):
             Prediction(model)
+        if not model.provenance.get("dataset"):
+            ui.label("It names no data set of its own, so there are no mistakes to look at.").classes("opacity-70")
+            return
         with frame.section("Confusion matrix"):
             matrix = ui.column().classes("w-full")
         with frame.section("Mistakes"):
@@ -54,17 +56,13 @@ class Prediction:
     def __init__(self, model: models_pb2.Model) -> None:
         self._model = model
         self._picture = b""
-        ui.upload(label="Choose a picture, or drop it here", on_upload=self._take, auto_upload=True).props(
-            'accept="image/*" flat bordered'
-        ).classes("w-full sm:w-96").mark("picture")
+        frame.picture_upload(self._take)
         with ui.row().classes("w-full gap-6"):
             self._scores = ui.column().classes("w-full sm:w-72 gap-1")
             self._map = ui.column().classes("w-full sm:flex-1")
 
-    @frame.told
-    async def _take(self, event: events.UploadEventArguments) -> None:
-        event.sender.reset()  # type: ignore[attr-defined]  # an upload's sender is the upload
-        self._picture = await event.file.read()
+    async def _take(self, picture: bytes) -> None:
+        self._picture = picture
         answer = await frame.client().predict(self._model.name, [self._picture], top_k=_TOP)
         self._show_scores(answer.predictions[0])
         await self._explain(answer.predictions[0].scores[0].label)
@@ -74,9 +72,7 @@ class Prediction:
         with self._scores:
             for place, score in enumerate(prediction.scores):
                 with ui.row().classes("w-full items-baseline justify-between no-wrap"):
-                    label = ui.label(score.label).classes("font-medium" if place == 0 else "")
-                    if place == 0:
-                        label.mark("prediction")
+                    ui.label(score.label).classes("font-medium" if place == 0 else "")
                     ui.label(frame.percent(score.probability))
                 ui.linear_progress(score.probability, show_value=False).props("rounded")
             if len(prediction.scores) > 1:
@@ -107,9 +103,7 @@ async def _show_matrix(place: ui.column, model: models_pb2.Model) -> None:
             answer = await frame.client().confusion_matrix(model.name)
         finally:
             spinner.delete()
-        ui.label(f"{frame.percent(answer.accuracy)} of {sum(answer.counts)} validation pictures are right").mark(
-            "matrix"
-        )
+        ui.label(f"{frame.percent(answer.accuracy)} of {sum(answer.counts)} validation pictures are right")
         frame.show(answer.figures, "Confusion matrix", width="36rem")
         for pair in answer.most_confused[:5]:
             ui.label(f"{pair.count} × {pair.label} taken for {pair.predicted}").classes("text-sm")

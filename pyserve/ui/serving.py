@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -16,11 +16,9 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pyserve.client import AsyncClient
-from pyserve.errors import FailedPreconditionError, InvalidArgumentError
+from pyserve.errors import InvalidArgumentError
 from pyserve.ui import frame
 from pyserve.ui.pages import PAGES
-
-_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def serve(
@@ -40,14 +38,15 @@ def serve(
         on_ready: called with the page's URL.
 
     Raises:
-        InvalidArgumentError: the host is not this machine's, or the port is taken.
-        FailedPreconditionError: beyond loopback without `insecure`.
+        InvalidArgumentError: the host is beyond loopback without `insecure`, or not this machine's, or the port is
+            taken.
     """
     if not insecure and not is_loopback(host):
-        raise FailedPreconditionError(
-            f"host: got '{host}', but whoever can open the page may use the server as you: "
-            "expected a loopback address, or --insecure behind something that asks who they are"
+        expected = (
+            "a loopback address, as whoever can open the page acts as you; --insecure allows any, "
+            "behind something that asks who they are"
         )
+        raise InvalidArgumentError.field("host", host, expected)
     with _listening(host, port) as listener:
         url = f"http://{_bracketed(host)}:{listener.getsockname()[1]}"
         server = uvicorn.Server(
@@ -81,42 +80,41 @@ def application(connection: dict[str, Any], *, only_loopback: bool) -> FastAPI:
 
 
 class LoopbackNamesOnly:
-    """Answers requests that name this machine by a loopback name: others come through a rebound DNS name."""
+    """Answers requests that name this machine by a loopback name, and that come from the page itself if from any.
+
+    Others come through a DNS name that was rebound to this machine, or from another page in the same browser.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, or refuse with 421."""
-        if scope["type"] in ("http", "websocket"):
-            headers = Headers(scope=scope)
-            origin = headers.get("origin")
-            if not _names_loopback(headers.get("host", "")) or (
-                origin is not None and not _names_loopback(origin.partition("://")[2])
-            ):
-                if scope["type"] == "websocket":
-                    await send({"type": "websocket.close", "code": 1008})
-                else:
-                    answer = PlainTextResponse("this page answers to localhost only\n", status_code=421)
-                    await answer(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        if scope["type"] not in ("http", "websocket") or _is_own(Headers(scope=scope)):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            answer = PlainTextResponse("this page answers to localhost only\n", status_code=421)
+            await answer(scope, receive, send)
+
+
+def _is_own(headers: Headers) -> bool:
+    host, origin = headers.get("host", ""), headers.get("origin")
+    return _names_loopback(host) and origin in (None, f"http://{host}")
 
 
 def is_loopback(host: str) -> bool:
     """Whether an address, or the name localhost, is this machine's own."""
-    if host == "localhost":
-        return True
-    try:
+    with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host == "localhost"
 
 
 def _names_loopback(host: str) -> bool:
     """Whether "name:port" names a loopback address."""
     name = host[1 : host.index("]")] if host.startswith("[") and "]" in host else host.partition(":")[0]
-    return name.lower() in _LOOPBACK_NAMES or is_loopback(name)
+    return is_loopback(name.lower())
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from pyserve.errors import InvalidArgumentError
 from pyserve.kernels import FusedModel, fuse, info
 from pyserve.kernels._extension import C
-from pyserve.kernels.plan import Value, place_values
+from pyserve.kernels.chain import Chain
+from pyserve.kernels.plan import Plan, Value, place_values
+from tests.kernels.support import float32_isa
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +76,23 @@ def test_sizes_and_batches() -> None:
         with torch.no_grad():
             expected = model(x)
         torch.testing.assert_close(chained(fused, x), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("N", [2, 6, 7])
+def test_large_maps_go_image_by_image(N: int) -> None:
+    model, x = Net(67).eval(), torch.randn(N, 3, 160, 190)
+    fused = fuse(model, inference=True)
+    with torch.no_grad():
+        expected = model(x)
+    torch.testing.assert_close(chained(fused, x), expected, atol=1e-4, rtol=1e-4)
+    small, large = (_plan_of(fused, x[:n]).workspace_bytes for n in (1, N))
+    assert small < large < N * small
+
+
+def _plan_of(fused: FusedModel, x: Tensor) -> Plan:
+    chained(fused, x)
+    (chain,) = (value for value in vars(fused).values() if isinstance(value, Chain))
+    return chain._plan((x,))
 
 
 def test_the_chains_agree_with_the_single_layers() -> None:
@@ -160,7 +179,9 @@ def test_pooling_in_the_first_layer(kernel: int, stride: int, pool: tuple[int, i
     x = torch.randn(2, 3, 30, 37)
     x[1, 2, 14, 20] = value
     fused = fuse(model, inference=True)
-    name, pooling = (f"{kernel}_{info().isa_in_use}" for kernel in ("conv2d_stem", "max_pool2d_direct"))
+    name, pooling = (
+        f"{kernel}_{float32_isa(info().isa_in_use)}" for kernel in ("conv2d_stem", "max_pool2d_direct")
+    )
     C.reset_counters()
     y = chained(fused, x)
     expected = {name} if value == 0 else {name, name.replace("stem", "direct"), pooling}
@@ -296,11 +317,13 @@ def test_scratch_memory_is_told_and_given_back() -> None:
     ("program", "what"),
     [
         ([], "is cut off"),
-        ([2, 0, 0, 0], "element type"),
-        ([0, 0, 1, 0, 2, 0, 4, 1, 2, 2, 3], "outside of its workspace"),
-        ([0, 64, 1, 1, 2, 0, 4, 1, 1, 1, 3, 5, 2, 0, 7], "names a value that it does not have"),
-        ([0, 64, 1, 1, 2, 0, 4, 1, 1, 1, 3, 9, 2, 0, 0], "unknown step"),
-        ([0, 64, 1, 1, 2, 0, 4, 1, 1, 1, 3, 0, 3, 0, 0, -1], "is cut off"),
+        ([2, 1, 0, 0, 0], "element type"),
+        ([0, 1, 0, 1, 0, 2, 0, 4, 1, 2, 2, 3], "outside of its workspace"),
+        ([0, 1, 64, 1, 1, 2, 0, 4, 1, 1, 1, 3, 5, 1, 2, 0, 7], "names a value that it does not have"),
+        ([0, 1, 64, 1, 1, 2, 0, 4, 1, 1, 1, 3, 9, 1, 2, 0, 0], "unknown step"),
+        ([0, 1, 64, 1, 1, 2, 0, 4, 1, 1, 1, 3, 0, 1, 3, 0, 0, -1], "is cut off"),
+        ([0, 4, 64, 1, 1, 2, 0, 4, 4, 1, 1, 3, 5, 3, 2, 0, 0], "does not divide"),
+        ([0, 4, 64, 1, 1, 2, 0, 4, 3, 1, 1, 1, 5, 2, 2, 0, 0], "value of other images"),
     ],
     ids=str,
 )

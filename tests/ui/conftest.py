@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +15,11 @@ import pytest
 from tests.server.support import ServerProcess, pictures, zipped
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize
 
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-_STEP_MS = 60_000
+DESKTOP: ViewportSize = {"width": 1280, "height": 900}
+PHONE: ViewportSize = {"width": 390, "height": 844}
+_STEP_MS = 120_000
 
 
 class PageProcess:
@@ -76,19 +77,42 @@ def site(server: ServerProcess) -> Iterator[str]:
     process.stop()
 
 
-@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
-def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A tab, at both widths; scripts that fail in it fail the test, and nothing may be wider than the window."""
-    context = browser.new_context(viewport=request.param, accept_downloads=True)
-    tab = context.new_page()
-    tab.set_default_timeout(_STEP_MS)
+@pytest.fixture(scope="session")
+def window(browser: Browser) -> Iterator[BrowserContext]:
+    """Whose tabs share a cache, as a person's do."""
+    context = browser.new_context(accept_downloads=True, reduced_motion="reduce")
+    context.set_default_timeout(_STEP_MS)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def new_tab(window: BrowserContext) -> Iterator[Callable[[], Page]]:
+    """Opens tabs at a desktop's width; scripts that fail in one fail the test."""
+    tabs: list[Page] = []
     errors: list[str] = []
-    tab.on("pageerror", lambda error: errors.append(str(error)))
+
+    def opened() -> Page:
+        tab = window.new_page()
+        tab.set_viewport_size(DESKTOP)
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tabs.append(tab)
+        return tab
+
+    yield opened
+    for tab in tabs:
+        tab.close()
+    assert errors == []
+
+
+@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
+def page(new_tab: Callable[[], Page], request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A tab, at both widths; nothing may be wider than the window."""
+    tab = new_tab()
+    tab.set_viewport_size(request.param)
     yield tab
     width = tab.evaluate("document.documentElement.scrollWidth")
     assert width <= request.param["width"], f"{tab.url} is {width} pixels wide"
-    assert errors == []
-    context.close()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,7 @@ def test_from_pictures_to_a_model(
     dataset_id = f"colours-{uuid.uuid4().hex[:6]}"
     page.goto(site)
     page.get_by_label("Name of the data set").fill(dataset_id)
-    page.locator("input[type=file]").set_input_files(archive_file)
+    page.locator("input[type=file][accept]").set_input_files(archive_file)
     page.wait_for_url(f"{site}/datasets/{dataset_id}")
     page.get_by_text("3 classes, 48 pictures to train on, 12 to validate").wait_for()
 
@@ -62,11 +63,11 @@ def test_from_pictures_to_a_model(
     finder = server.stubs.jobs.Get(jobs_pb2.GetJobRequest(name="jobs/" + page.url.rpartition("/")[2]))
     rate = finder.learning_rate_result.learning_rate
     assert page.get_by_text(re.compile("^Learning rate [0-9]")).inner_text() == f"Learning rate {rate:.2g}"
-    assert page.locator("canvas").first.is_visible()
+    assert page.locator(".nicegui-echart").get_by_text("suggested").is_visible()
 
     page.get_by_role("button", name="Train with it").click()
     page.wait_for_url(re.compile("lr_from="))
-    fill_network(page)
+    assert page.get_by_label("Image size, pixels").input_value() == "16"  # as the rate was found with
     page.get_by_label("Epochs").fill("3")
     page.get_by_role("button", name="Train", exact=True).click()
     page.wait_for_url(re.compile("/jobs/"))
@@ -89,6 +90,49 @@ def test_from_pictures_to_a_model(
     page.get_by_text("of 12 validation pictures are right").wait_for()
 
 
+def test_a_folder_is_uploaded_as_it_lies(page: Page, site: str, server: ServerProcess, tmp_path: Path) -> None:
+    dataset_id = f"folder-{uuid.uuid4().hex[:6]}"
+    long_name = f"{'long-' * 30}ü"
+    for path, data in pictures(4).items():
+        target = tmp_path / dataset_id / path.replace("blue", long_name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    (tmp_path / dataset_id / "red" / ".DS_Store").write_bytes(b"not for others")
+    page.goto(site)
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="or choose a folder").press("Enter")
+    chooser.value.set_files(tmp_path / dataset_id)
+    page.wait_for_url(f"{site}/datasets/{dataset_id}")
+    dataset = server.stubs.datasets.Get(datasets_pb2.GetDatasetRequest(name=f"datasets/{dataset_id}"))
+    assert sorted(member.name for member in dataset.classes) == sorted(["green", long_name, "red"])
+    assert dataset.train_count + dataset.valid_count == 12
+    assert not dataset.bad_images
+
+
+def test_an_empty_folder_is_told(page: Page, site: str, tmp_path: Path) -> None:
+    page.goto(site)
+    (tmp_path / ".hidden").write_bytes(b"")
+    page.locator("input[webkitdirectory]").set_input_files(tmp_path)
+    page.get_by_role("alert").get_by_text("folder: got one without files").wait_for()
+
+
+def test_a_picture_is_dropped(page: Page, site: str, trained: models_pb2.Model, picture_file: Path) -> None:
+    page.goto(f"{site}/{trained.name}")
+    place = page.locator(".q-uploader").first
+    place.wait_for()
+    dropped = page.evaluate_handle(
+        """([bytes]) => {
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([new Uint8Array(bytes)], "red.png", { type: "image/png" }));
+          return transfer;
+        }""",
+        [list(picture_file.read_bytes())],
+    )
+    place.dispatch_event("dragover", {"dataTransfer": dropped})
+    page.locator(".q-uploader__dnd").dispatch_event("drop", {"dataTransfer": dropped})
+    page.get_by_alt_text("Grad-CAM: what speaks for red").wait_for()
+
+
 def test_mistakes_are_relabelled(page: Page, site: str, server: ServerProcess, trained: models_pb2.Model) -> None:
     page.goto(f"{site}/{trained.name}")
     labels = page.get_by_label(re.compile("^label of "))
@@ -107,6 +151,31 @@ def test_mistakes_are_relabelled(page: Page, site: str, server: ServerProcess, t
     corrected = server.stubs.datasets.Get(datasets_pb2.GetDatasetRequest(name=name))
     assert [(c.path, c.new_label) for c in corrected.origin.corrections] == [(path, right)]
     assert page.get_by_label("Weights to begin with").input_value() == trained.name
+    page.get_by_label("Epochs").fill("1")
+    page.get_by_role("button", name="Train", exact=True).click()
+    page.wait_for_url(re.compile("/jobs/"))
+    page.get_by_text(re.compile("^Accuracy [0-9]")).wait_for()
+    job = server.stubs.jobs.Get(jobs_pb2.GetJobRequest(name="jobs/" + page.url.rpartition("/")[2]))
+    assert (job.train.dataset, job.train.architecture) == (name, "smallnet")
+    assert job.train.weights == trained.name
+
+
+def test_recipe_auto_is_told_the_minutes_alone(
+    new_tab: Callable[[], Page], site: str, server: ServerProcess, trained: models_pb2.Model
+) -> None:
+    tab = new_tab()
+    tab.goto(f"{site}/{trained.provenance['dataset']}")
+    fill_network(tab)
+    choose(tab, "Recipe", "auto: the best")
+    tab.get_by_label("Epochs").wait_for(state="hidden")
+    tab.get_by_label("Minutes").fill("0.5")
+    tab.get_by_role("button", name="Train", exact=True).click()
+    tab.wait_for_url(re.compile("/jobs/"))
+    job = server.stubs.jobs.Get(jobs_pb2.GetJobRequest(name="jobs/" + tab.url.rpartition("/")[2]))
+    server.stubs.jobs.Cancel(jobs_pb2.CancelJobRequest(name=job.name))
+    assert (job.train.recipe, job.train.time_budget_minutes) == ("auto", 0.5)
+    assert job.train.architecture == "smallnet"
+    server.stubs.wait(job)
 
 
 def test_changes_can_be_forgotten(page: Page, site: str, trained: models_pb2.Model) -> None:

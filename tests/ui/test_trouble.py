@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import re
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,10 @@ import pytest
 
 from pyserve.v1 import jobs_pb2
 from tests.server.support import ServerProcess, eventually, pictures, zipped
-from tests.ui.conftest import DESKTOP, PageProcess
+from tests.ui.conftest import PageProcess
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +28,17 @@ def test_a_file_that_is_no_archive(page: Page, site: str, tmp_path: Path) -> Non
     path = tmp_path / "letters.zip"
     path.write_text("no archive at all")
     page.goto(site)
-    page.locator("input[type=file]").set_input_files(path)
+    page.locator("input[type=file][accept]").set_input_files(path)
     page.get_by_role("alert").get_by_text("archive").first.wait_for()
     assert page.url.rstrip("/") == site
+
+
+def test_a_file_of_another_kind(page: Page, site: str, tmp_path: Path) -> None:
+    path = tmp_path / "letters.txt"
+    path.write_text("no picture at all")
+    page.goto(f"{site}/kernels")
+    page.locator("input[type=file]").set_input_files(path)
+    page.get_by_role("alert").get_by_text("file: expected one of image/*, at most 32 MiB").wait_for()
 
 
 def test_a_picture_that_cannot_be_read(page: Page, site: str, tmp_path: Path) -> None:
@@ -54,11 +63,11 @@ def test_a_wrong_option_names_its_field(page: Page, site: str, dataset: str) -> 
 
 
 def test_a_job_is_seen_in_two_tabs_survives_a_reload_and_is_cancelled(
-    browser: Browser, site: str, server: ServerProcess, dataset: str
+    new_tab: Callable[[], Page], site: str, server: ServerProcess, dataset: str
 ) -> None:
     job = server.stubs.train(dataset, epochs=2000)
     server.stubs.wait_for_step(job, 3)
-    tabs = [browser.new_page(viewport=DESKTOP) for _ in range(2)]
+    tabs = [new_tab(), new_tab()]
     for tab in tabs:
         tab.goto(f"{site}/{job.name}")
         tab.get_by_text(re.compile("step [0-9]+ of")).wait_for()
@@ -67,15 +76,14 @@ def test_a_job_is_seen_in_two_tabs_survives_a_reload_and_is_cancelled(
     tabs[0].get_by_role("button", name="Cancel").click()
     for tab in tabs:
         tab.get_by_text("cancelled", exact=True).wait_for()
-        tab.close()
     ended = server.stubs.jobs.Get(jobs_pb2.GetJobRequest(name=job.name))
     assert ended.state == jobs_pb2.CANCELLED
 
 
-def test_the_server_is_gone(browser: Browser, tmp_path: Path) -> None:
+def test_the_server_is_gone(new_tab: Callable[[], Page], tmp_path: Path) -> None:
     server = ServerProcess(tmp_path / "data")
     page = PageProcess(server.stubs.address)
-    tab = browser.new_page(viewport=DESKTOP)
+    tab = new_tab()
     try:
         tab.goto(page.url)
         tab.get_by_text("No data sets yet.").wait_for()
@@ -84,7 +92,6 @@ def test_the_server_is_gone(browser: Browser, tmp_path: Path) -> None:
         tab.get_by_role("alert").first.wait_for()
         assert page.process.poll() is None
     finally:
-        tab.close()
         assert page.stop() in (0, -15)
 
 
@@ -95,6 +102,7 @@ def test_it_answers_to_loopback_names_only(site: str) -> None:
         assert status_of(port, {"Host": host}) == 200
     assert status_of(port, {"Host": foreign}) == 421
     assert status_of(port, {"Host": own, "Origin": "https://evil.example"}) == 421
+    assert status_of(port, {"Host": own, "Origin": f"http://localhost:{port + 1}"}) == 421
     assert status_of(port, {"Host": own, "Origin": f"http://{own}"}) == 200
 
 
@@ -107,10 +115,12 @@ def status_of(port: int, headers: dict[str, str]) -> int:
         connection.close()
 
 
-def test_closed_tabs_end_their_watches(browser: Browser, site: str, server: ServerProcess, dataset: str) -> None:
+def test_closed_tabs_end_their_watches(
+    new_tab: Callable[[], Page], site: str, server: ServerProcess, dataset: str
+) -> None:
     job = server.stubs.train(dataset, epochs=2000)
     server.stubs.wait_for_step(job, 1)
-    tab = browser.new_page(viewport=DESKTOP)
+    tab = new_tab()
     tab.goto(f"{site}/{job.name}")
     tab.get_by_text(re.compile("step [0-9]+ of")).wait_for()
     tab.close()
