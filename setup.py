@@ -27,7 +27,8 @@ ARCHS = (os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0+PTX;9.0a").replace(" ", 
 # GCC 12 takes the undefined operands inside its own intrinsics for uninitialised variables.
 FLAGS = "-std=c++17 -O3 -fPIC -Wall -Wextra -Wno-unused-parameter -Wno-maybe-uninitialized -Wno-uninitialized"
 AVX512 = "-mavx2 -mfma -mprfchw -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
-ISA_FLAGS = {"avx2": "-mavx2 -mfma", "avx512": AVX512}  # by the last word of a kernel file's name
+# By the last word of a kernel file's name.
+ISA_FLAGS = {"avx2": "-mavx2 -mfma", "avx512": AVX512, "bf16": f"{AVX512} -mavx512bf16"}
 X86 = platform.machine() in ("x86_64", "AMD64")
 TORCH_FLAGS = f"-DTORCH_TARGET_VERSION=0x020A000000000000 -isystem {TORCH}/include"
 TORCH_LINK, CUDA_LINK = f"-lpyserve_core -L{TORCH}/lib -ltorch_cpu -lc10", "--no-as-needed -ltorch_cuda -nodlink"

@@ -18,7 +18,8 @@ struct BatchNormProblem {
 };
 
 // y = clamp((x − mean) / √(var + eps) · weight + bias + residual). mean and var are written in training, else read; var
-// is the biased variance. weight and bias may be null for ones and zeros, residual for none.
+// is the biased variance. weight and bias may be null for ones and zeros, residual for none, y where only the
+// statistics are wanted.
 struct BatchNormReluArgs {
   const void *x, *weight, *bias, *residual;
   void *y, *mean, *var;

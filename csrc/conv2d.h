@@ -65,7 +65,9 @@ PYSERVE_INLINE int64_t conv2d_output_size(int64_t size, int64_t kernel, int64_t 
   return room < 0 ? 0 : room / stride + 1;
 }
 
-// y = clamp(conv(x, weight) + bias + residual). bias [K] and residual may be null.
+// y = clamp(conv(x, weight) + bias + residual). bias [K] and residual may be null. mean and var [K], where they are not
+// null: the mean and the biased variance of each channel of y (only of kernels that give them, see cuda/kernels.h; they
+// know neither residual nor activation then).
 struct Conv2dArgs {
   const void* x;
   const void* weight;
@@ -73,22 +75,29 @@ struct Conv2dArgs {
   const void* residual;
   void* y;
   const float* packed = nullptr;  // the weights as this variant's Packing lays them out, or null
+  float *mean = nullptr, *var = nullptr;
 
-  PYSERVE_INLINE Conv2dArgs without_packed() const { return {x, weight, bias, residual, y, nullptr}; }
+  PYSERVE_INLINE Conv2dArgs without_packed() const { return {x, weight, bias, residual, y}; }
 };
 
-// dx = the gradient of x, from `grad` [N][P][Q][K] that the activation's mask has been applied to.
+// dx = the gradient of x, from `grad` [N][P][Q][K] that the activation's mask has been applied to; or that it is
+// applied to as grad is loaded, where y, the forward pass' output, is given (only to kernels that do so, see
+// cuda/kernels.h).
 struct Conv2dDgradArgs {
   const void* grad;
   const void* weight;
+  const void* y;
   void* dx;
 };
 
-// dw [K][R][S][C/groups] = the gradient of weight, from the masked `grad`.
+// dw [K][R][S][C/groups] = the gradient of weight, likewise; dbias [K] = the sums of the masked grad, null where they
+// are not wanted or the kernel has none.
 struct Conv2dWgradArgs {
   const void* grad;
   const void* x;
+  const void* y;
   void* dw;
+  void* dbias;
 };
 
 }  // namespace pyserve

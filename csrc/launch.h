@@ -2,7 +2,12 @@
 // `Backend` with
 //   static bool has(const Tensor& x)                     whether its kernels have the element type and run on the
 //   device static bool covers(const Conv2dProblem& problem)     whether they take the problem, forward and backward
-// (where not, ATen does it)
+//   (where not,
+//                                                        ATen does it)
+//   static bool masks_gradient(problem, wanted, on)      whether those of conv2d's gradients of x and weight, as
+//   wanted,
+//                                                        apply the activation's mask by themselves
+//   static bool gives_statistics(problem, on)            whether that of conv2d gives its output's mean and variance
 //   template <Op op> static void run(const ProblemOf<op>&, const ArgsOf<op>&, const Tensor& on)
 #pragma once
 #include "fallback.h"
@@ -82,13 +87,15 @@ aten::Gradients launch_conv2d_backward(const Tensor& grad, const OptionalTensor&
     return {dx, dw, dbias, dresidual};
   }
 
-  // The activation's mask, the sum for the bias and the residual's gradient come from one pass over grad and y.
+  // The activation's mask, the sum for the bias and the residual's gradient come from one pass over grad and y; but
+  // where nobody wants the masked gradient itself, the kernels may do without.
   Tensor masked = channels_last(grad);
-  if (p.clamp.active() || wanted[2] || wanted[3]) {
-    const OptionalTensor y_last = p.clamp.active() ? channels_last(y) : std::nullopt;
+  const OptionalTensor y_last = p.clamp.active() ? channels_last(y) : std::nullopt;
+  if (wanted[2]) dbias = empty_like_in(x, {p.K}, MemoryFormat::Contiguous);
+  const bool in_kernels = !wanted[3] && (wanted[1] || !wanted[2]) && Backend::masks_gradient(p, wanted, x);
+  if (!in_kernels && (p.clamp.active() || wanted[2] || wanted[3])) {
     const bool write = p.clamp.active() || wanted[3];
     Tensor written = write ? empty_like_in(x, out_sizes, MemoryFormat::ChannelsLast) : masked;
-    if (wanted[2]) dbias = empty_like_in(x, {p.K}, MemoryFormat::Contiguous);
     Backend::template run<Op::bias_relu_backward>(
         {p.N * p.P * p.Q, p.K, 1, p.dtype, p.clamp},
         {masked.const_data_ptr(), data_or_null(y_last), write ? written.mutable_data_ptr() : nullptr,
@@ -97,18 +104,22 @@ aten::Gradients launch_conv2d_backward(const Tensor& grad, const OptionalTensor&
     masked = written;
   }
   if (wanted[3]) dresidual = torch::stable::contiguous(masked, x_format);
+  const void* const seen = in_kernels ? data_or_null(y_last) : nullptr;
   const Tensor weight_dense = laid_out<Backend>(weight, p);
   if (wanted[0]) {
     dx = empty_like_in(x, {p.N, p.C, p.H, p.W}, MemoryFormat::ChannelsLast);
     Backend::template run<Op::conv2d_dgrad>(
-        p, {masked.const_data_ptr(), weight_dense.const_data_ptr(), dx.mutable_data_ptr()}, x);
+        p, {masked.const_data_ptr(), weight_dense.const_data_ptr(), seen, dx.mutable_data_ptr()}, x);
     dx = torch::stable::contiguous(dx, x_format);
   }
   if (wanted[1]) {
     const Tensor x_last = channels_last(x);
     dw = empty_like_in(x, weight_sizes, p.kcrs ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast);
     Backend::template run<Op::conv2d_wgrad>(
-        p, {masked.const_data_ptr(), x_last.const_data_ptr(), dw.mutable_data_ptr()}, x);
+        p,
+        {masked.const_data_ptr(), x_last.const_data_ptr(), seen, dw.mutable_data_ptr(),
+         in_kernels && wanted[2] ? dbias.mutable_data_ptr() : nullptr},
+        x);
     dw = torch::stable::contiguous(dw, weight_format);
   }
   return {dx, dw, dbias, dresidual};

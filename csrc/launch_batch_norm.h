@@ -20,10 +20,12 @@ inline OptionalTensor in_rows(const OptionalTensor& t) {
 }
 
 // Statistics, as weight and bias, are float64 beside float64.
-inline Tensor statistics_like(const Tensor& x, bool wanted) {
+inline Tensor statistics_of(const Tensor& x, int64_t channels) {
   const ScalarType type = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  return torch::stable::empty(Ints{wanted ? x.size(1) : 0}, type, std::nullopt, x.device());
+  return torch::stable::empty(Ints{channels}, type, std::nullopt, x.device());
 }
+
+inline Tensor statistics_like(const Tensor& x, bool wanted) { return statistics_of(x, wanted ? x.size(1) : 0); }
 
 template <class Backend>
 void check_batch_norm_kernel(const Tensor& x) {
@@ -36,7 +38,7 @@ template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> launch_batch_norm_relu(const Tensor& x, const OptionalTensor& weight,
                                                           const OptionalTensor& bias, const OptionalTensor& residual,
                                                           const OptionalTensor& mean, const OptionalTensor& var,
-                                                          double eps, double lo, double hi) {
+                                                          double eps, double lo, double hi, bool /*of_batch*/) {
   check_batch_norm_relu({tensor_info(x), tensor_info(weight), tensor_info(bias), tensor_info(residual),
                          tensor_info(mean), tensor_info(var), eps, lo, hi});
   check_batch_norm_kernel<Backend>(x);
@@ -56,6 +58,37 @@ std::tuple<Tensor, Tensor, Tensor> launch_batch_norm_relu(const Tensor& x, const
        training ? batch_var.mutable_data_ptr() : const_cast<void*>(var_dense->const_data_ptr())},
       x);
   return {torch::stable::contiguous(y, format), batch_mean, batch_var};
+}
+
+// Of devices that have kernels alone: who has none needs no statistics ahead of the BatchNorm.
+template <class Backend>
+std::tuple<Tensor, Tensor, Tensor> launch_conv2d_statistics(const Tensor& x, const Tensor& weight,
+                                                            const OptionalTensor& bias, Ints stride, Ints padding,
+                                                            Ints dilation, int64_t groups, bool tf32) {
+  Conv2dProblem p = check_conv2d({tensor_info(x), tensor_info(weight), tensor_info(bias), std::nullopt, stride, padding,
+                                  dilation, groups, -INFINITY, INFINITY});
+  p.tf32 = tf32;
+  if (!Backend::has(x) || !Backend::covers(p))
+    throw InvalidArgument("conv2d_statistics: there is no kernel for x of " + dtype_name(x.scalar_type()) + " here");
+  const MemoryFormat format = output_format(x);
+  Tensor y = empty_like_in(x, {p.N, p.K, p.P, p.Q}, MemoryFormat::ChannelsLast);
+  Tensor mean = statistics_of(x, p.K), var = statistics_of(x, p.K);
+  if (p.N == 0) return {torch::stable::contiguous(y, format), torch::stable::zero_(mean), torch::stable::zero_(var)};
+  const Tensor x_last = channels_last(x), weight_dense = laid_out<Backend>(weight, p);
+  const OptionalTensor bias_dense = contiguous_bias(bias);
+  Conv2dArgs args{x_last.const_data_ptr(), weight_dense.const_data_ptr(), data_or_null(bias_dense), nullptr,
+                  y.mutable_data_ptr()};
+  const bool in_kernel = Backend::gives_statistics(p, x);
+  if (in_kernel) {
+    args.mean = static_cast<float*>(mean.mutable_data_ptr());
+    args.var = static_cast<float*>(var.mutable_data_ptr());
+  }
+  Backend::template run<Op::conv2d>(p, args, x);
+  if (!in_kernel)
+    Backend::template run<Op::batch_norm_relu>(
+        batch_norm_problem(y, true, 0, -INFINITY, INFINITY),
+        {y.const_data_ptr(), nullptr, nullptr, nullptr, nullptr, mean.mutable_data_ptr(), var.mutable_data_ptr()}, x);
+  return {torch::stable::contiguous(y, format), mean, var};
 }
 
 template <class Backend>

@@ -8,6 +8,10 @@ STABLE_TORCH_LIBRARY(pyserve, m) {
   m.def(
       "conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[2] stride, int[2] padding, int[2] dilation, "
       "int groups, float lo, float hi, bool tf32=False) -> Tensor");
+  // conv2d, and the mean and the biased variance of each channel of its output, for the BatchNorm that follows.
+  m.def(
+      "conv2d_statistics(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int "
+      "groups, bool tf32=False) -> (Tensor, Tensor, Tensor)");
   // wanted: of x, weight, bias, residual.
   m.def(
       "conv2d_backward(Tensor grad, Tensor? y, Tensor x, Tensor weight, int[2] stride, int[2] padding, int[2] "
@@ -16,10 +20,11 @@ STABLE_TORCH_LIBRARY(pyserve, m) {
   m.def("bias_relu(Tensor x, Tensor? bias, Tensor? residual, float lo, float hi) -> Tensor");
   // The gradient of x is the residual's too; the second is the bias'.
   m.def("bias_relu_backward(Tensor grad, Tensor? y, float lo, float hi, bool bias_wanted) -> (Tensor, Tensor)");
-  // Training: without mean and var; then those of this batch come back (var biased), else empty tensors.
+  // Training: without mean and var; then those of this batch come back (var biased), else empty tensors. of_batch: mean
+  // and var are given, and are those of this batch, of which the gradient is to know.
   m.def(
       "batch_norm_relu(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mean, Tensor? var, float eps, "
-      "float lo, float hi) -> (Tensor, Tensor, Tensor)");
+      "float lo, float hi, bool of_batch=False) -> (Tensor, Tensor, Tensor)");
   // y: wanted with a residual alone, else its mask is computed again from x. wanted: of x, weight, bias, residual.
   m.def(
       "batch_norm_relu_backward(Tensor grad, Tensor? y, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor "

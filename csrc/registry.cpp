@@ -23,16 +23,16 @@ Isa find_isa() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx2 && avx512) return Isa::avx512;
+  if (avx2 && avx512) return __builtin_cpu_supports("avx512bf16") ? Isa::avx512_bf16 : Isa::avx512;
   if (avx2) return Isa::avx2;
 #endif
   return Isa::scalar;
 }
 
 Isa isa_of(const std::string& name) {
-  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512})
+  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_bf16})
     if (name == isa_name(isa)) return isa;
-  throw std::invalid_argument("PYSERVE_CPU_ISA: got '" + name + "', expected scalar, avx2 or avx512");
+  throw std::invalid_argument("PYSERVE_CPU_ISA: got '" + name + "', expected scalar, avx2, avx512 or avx512_bf16");
 }
 
 struct State {
@@ -94,7 +94,18 @@ const std::vector<VariantInfo>& variant_list() {
   return list;
 }
 
-const char* isa_name(Isa isa) { return isa == Isa::scalar ? "scalar" : isa == Isa::avx2 ? "avx2" : "avx512"; }
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx2:
+      return "avx2";
+    default:
+      return "scalar";
+  }
+}
 
 Isa isa_found() {
   static const Isa found = find_isa();

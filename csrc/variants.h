@@ -13,7 +13,7 @@
 
 namespace pyserve {
 
-enum class Isa : int32_t { scalar, avx2, avx512 };
+enum class Isa : int32_t { scalar, avx2, avx512, avx512_bf16 };
 enum class Op : int32_t {
   conv2d,
   conv2d_dgrad,
@@ -58,6 +58,21 @@ PYSERVE_INLINE bool covers_pointwise(const Conv2dProblem& p) {
 }
 PYSERVE_INLINE bool covers_pointwise_dgrad(const Conv2dProblem& p) {
   return covers_pointwise(p) && p.stride_h == 1 && p.stride_w == 1;
+}
+// Sums over pairs of bfloat16 channels.
+PYSERVE_INLINE bool covers_pairs(const Conv2dProblem& p) {
+  return covers_floats(p) && p.dtype == DType::bf16 && p.group_c() % 2 == 0;
+}
+PYSERVE_INLINE bool covers_pointwise_pairs(const Conv2dProblem& p) { return covers_pointwise(p) && covers_pairs(p); }
+// Transformed weights are four times the plain ones: with few tiles of 4×4 outputs the time would go to reading them.
+PYSERVE_INLINE bool worth_transforming(const Conv2dProblem& p) {
+  return p.N * ((p.P + 3) / 4) * ((p.Q + 3) / 4) >= 12 || p.C * p.K <= 1 << 16;
+}
+PYSERVE_INLINE bool covers_winograd_pairs(const Conv2dProblem& p) {
+  return covers_winograd(p) && covers_pairs(p) && worth_transforming(p);
+}
+PYSERVE_INLINE bool covers_polyphase_pairs(const Conv2dProblem& p) {
+  return covers_polyphase(p) && covers_pairs(p) && worth_transforming(p);
 }
 // First layers: few channels, kernels of 3×3, or of 7×7 with stride 2.
 PYSERVE_INLINE bool covers_stem(const Conv2dProblem& p) {
@@ -111,6 +126,10 @@ PYSERVE_INLINE bool covers_pointwise_mma(const Conv2dProblem& p) {
 
 #define PYSERVE_X86_VARIANTS(ROW)                              \
   ROW(conv2d, depthwise, avx512, covers_depthwise)             \
+  ROW(conv2d, pointwise, avx512_bf16, covers_pointwise_pairs)  \
+  ROW(conv2d, winograd, avx512_bf16, covers_winograd_pairs)    \
+  ROW(conv2d, polyphase, avx512_bf16, covers_polyphase_pairs)  \
+  ROW(conv2d, direct, avx512_bf16, covers_pairs)               \
   ROW(conv2d, winograd, avx512, covers_winograd)               \
   ROW(conv2d, polyphase, avx512, covers_polyphase)             \
   ROW(conv2d, stem, avx512, covers_stem)                       \
@@ -265,18 +284,22 @@ PYSERVE_CPU_VARIANTS(ROW)
 
 // Of the forward variants that have one.
 #if defined(__x86_64__)
-#define PYSERVE_PACKED_VARIANTS(ROW) \
-  ROW(conv2d, winograd, avx512)      \
-  ROW(conv2d, polyphase, avx512)     \
-  ROW(conv2d, stem, avx512)          \
-  ROW(conv2d, pointwise, avx512)     \
-  ROW(conv2d, depthwise, avx512)     \
-  ROW(conv2d, direct, avx512)        \
-  ROW(conv2d, winograd, avx2)        \
-  ROW(conv2d, polyphase, avx2)       \
-  ROW(conv2d, stem, avx2)            \
-  ROW(conv2d, pointwise, avx2)       \
-  ROW(conv2d, depthwise, avx2)       \
+#define PYSERVE_PACKED_VARIANTS(ROW)  \
+  ROW(conv2d, direct, avx512_bf16)    \
+  ROW(conv2d, pointwise, avx512_bf16) \
+  ROW(conv2d, winograd, avx512_bf16)  \
+  ROW(conv2d, polyphase, avx512_bf16) \
+  ROW(conv2d, winograd, avx512)       \
+  ROW(conv2d, polyphase, avx512)      \
+  ROW(conv2d, stem, avx512)           \
+  ROW(conv2d, pointwise, avx512)      \
+  ROW(conv2d, depthwise, avx512)      \
+  ROW(conv2d, direct, avx512)         \
+  ROW(conv2d, winograd, avx2)         \
+  ROW(conv2d, polyphase, avx2)        \
+  ROW(conv2d, stem, avx2)             \
+  ROW(conv2d, pointwise, avx2)        \
+  ROW(conv2d, depthwise, avx2)        \
   ROW(conv2d, direct, avx2)
 #else
 #define PYSERVE_PACKED_VARIANTS(ROW)

@@ -122,6 +122,7 @@ void norm_forward(const BatchNormProblem& p, const BatchNormReluArgs& args, cons
   T* y = static_cast<T*>(args.y);
   float *mean = static_cast<float*>(args.mean), *var = static_cast<float*>(args.var);
   if (p.training) collect(p, x, mean, var, pool);
+  if (y == nullptr) return;
   const NormLine line(p, static_cast<const float*>(args.weight), static_cast<const float*>(args.bias), mean, var, pool);
   const Vec lo = Vec::set(static_cast<float>(p.clamp.lo)), hi = Vec::set(static_cast<float>(p.clamp.hi));
   for_each_part(p, pool, [&](int64_t, int64_t first, int64_t last) {

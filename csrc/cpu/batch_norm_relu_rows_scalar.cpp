@@ -26,6 +26,7 @@ void forward(const BatchNormProblem& p, const BatchNormReluArgs& args, const Poo
         }
         mean[c] = static_cast<P>(center), var[c] = static_cast<P>(squares / static_cast<double>(p.rows));
       }
+      if (y == nullptr) continue;
       const double scale = (weight ? weight[c] : 1) / std::sqrt(var[c] + p.eps);
       for (int64_t i = c; i < p.numel(); i += p.channels) {
         double v = (widen(x[i]) - mean[c]) * scale + (bias ? bias[c] : 0);

@@ -100,7 +100,7 @@ void tile(const float* const (*pixel)[kBlock], int64_t taps, int64_t offset, int
       for (int m = 0; m < kRows; ++m) {
         const Vec value = Vec::set(a[m][l]);
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sum[m][v] = sum[m][v].fma(value, column[v]);
+        for (int v = 0; v < kVectors; ++v) sum[m][v] = sum[m][v].dot(value, column[v]);
       }
     }
   }

@@ -34,23 +34,26 @@ __attribute__((noinline)) void pointwise_tile(const PointwiseTile<T>& t) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       sum[r][v] = t.bias ? Vec::load(t.bias + v * kWidth) : Vec::zero();
-      prefetch_write(reinterpret_cast<const char*>(t.out + r * t.out_step + v * kWidth));
+      // What the tile that follows writes and adds.
+      prefetch_write(reinterpret_cast<const char*>(t.out + (r + kRows) * t.out_step + v * kWidth));
+      if (t.residual) prefetch_read(reinterpret_cast<const char*>(t.residual + (r + kRows) * t.out_step + v * kWidth));
     }
   // Every fourth row has a pointer; the others lie at one, two and three steps from it.
   const int64_t step = t.depth, step2 = 2 * step, step3 = 3 * step;
   const float* a[ceil_div(kRows, 4)];
 #pragma GCC unroll 4
   for (int i = 0; i * 4 < kRows; ++i) a[i] = t.a + i * 4 * step;
-  const float* b = t.b;
-  for (int64_t l = 0; l < t.depth; ++l, b += kVectors * kWidth) {
+  const float *b = t.b, *next = t.a + kRows * step;  // the rows of the tile that follows
+  for (int64_t l = 0; l < t.depth; ++l, b += kVectors * kWidth, next += kRows) {
     Vec column[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) column[v] = Vec::load(b + v * kWidth);
+    prefetch_read(reinterpret_cast<const char*>(next));
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const Vec value = Vec::set(a[r / 4][r % 4 == 0 ? 0 : r % 4 == 1 ? step : r % 4 == 2 ? step2 : step3]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v].fma(value, column[v]);
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v].dot(value, column[v]);
     }
 #pragma GCC unroll 4
     for (int i = 0; i * 4 < kRows; ++i) {

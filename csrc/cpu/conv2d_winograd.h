@@ -13,7 +13,8 @@
 //
 // Infinities and NaN would spread over their tile, and numbers near the end of float32's range can overflow on the way:
 // where an output is not finite the whole convolution is left to the direct kernel.
-// float32 sums; float32 and bfloat16 tensors. Needs Vec; local to each including file.
+// float32 sums and transforms; float32 and bfloat16 tensors. V and U are floats, or with AVX512-BF16 pairs of bfloat16
+// channels: words, where C stands above. Needs Vec; local to each including file.
 #pragma once
 #include "../variants.h"
 #include "microkernel.h"
@@ -50,8 +51,9 @@ struct WinogradPlan {
 inline WinogradPlan winograd_plan(WinogradShape s, bool packed, int64_t threads) {
   const int64_t tiles = s.map.tiles(), u = s.u_size();
   WinogradPlan plan{s, WinogradWeights::whole, false, ceil_div(tiles, kTiles)};
-  if (u > kMostTransformed && (tiles < kReadTiles || !packed)) plan.weights = WinogradWeights::pieces;
-  if (u > kMostTransformed && tiles <= Vec::kFewTiles) plan.weights = WinogradWeights::registers;
+  constexpr bool kFloats = Vec::kPerWord == 1;  // pairs are half as much to read, and more work to make
+  if (kFloats && u > kMostTransformed && (tiles < kReadTiles || !packed)) plan.weights = WinogradWeights::pieces;
+  if (kFloats && u > kMostTransformed && tiles <= Vec::kFewTiles) plan.weights = WinogradWeights::registers;
   if (plan.weights == WinogradWeights::registers) plan.shape.panel_vectors = 1;
   if (plan.weights == WinogradWeights::pieces) {
     plan.shape.panel_vectors = kPieceVectors;
@@ -76,7 +78,7 @@ class WinogradRun {
         packed_(packed),
         output_(output),
         pool_(pool),
-        zeros_(zero_row<T>(pool, s_.groups() * Vec::kWidth)),
+        zeros_(zero_row<T>(pool, s_.groups() * Vec::kWidth * Vec::kPerWord)),
         block_size_(ceil_div(s_.map.tiles(), plan_.blocks)),
         v_step_(s_.groups() * Vec::kWidth * block_size_ + kStepPad),
         m_step_(block_size_ * kMostColumns + kStepPad) {}
@@ -156,7 +158,7 @@ class WinogradRun {
       for (int64_t i = 0; i < kPoints; ++i)
         for (int64_t j = 0; j < kPoints; ++j) {
           const float* u = s_.u_at(packed_, panel, Scheme::weight_of(i) * kWeights + Scheme::weight_of(j));
-          multiply_point(p, i, j, 0, s_.depth, u, u + s_.depth * width, s_.depth * width);
+          multiply_point(p, i, j, 0, s_.words(), u, u + s_.words() * width, s_.words() * width);
         }
     }
     for (int64_t b = 0; b < tiles.count; ++b)

@@ -23,6 +23,8 @@ struct Cpu {
     return x.scalar_type() != ScalarType::Half && kernel_dtype(dtype_name(x.scalar_type())).has_value();
   }
   static bool covers(const Conv2dProblem&) { return true; }
+  static bool masks_gradient(const Conv2dProblem&, const std::vector<bool>&, const Tensor&) { return false; }
+  static bool gives_statistics(const Conv2dProblem&, const Tensor&) { return false; }
 
   template <Op op>
   static void run(const ProblemOf<op>& problem, const ArgsOf<op>& args, const Tensor&) {
@@ -42,6 +44,8 @@ namespace {
 struct Elsewhere {
   static bool has(const Tensor&) { return false; }
   static bool covers(const Conv2dProblem&) { return false; }
+  static bool masks_gradient(const Conv2dProblem&, const std::vector<bool>&, const Tensor&) { return false; }
+  static bool gives_statistics(const Conv2dProblem&, const Tensor&) { return false; }
   template <Op op>
   static void run(const ProblemOf<op>&, const ArgsOf<op>&, const Tensor&) {}
 };
@@ -105,6 +109,7 @@ std::vector<Tensor> run_chain(std::vector<Tensor> inputs, std::vector<Tensor> co
 STABLE_TORCH_LIBRARY_IMPL(pyserve, CPU, m) {
   pyserve::register_all<pyserve::Cpu>(m);
   m.impl("batch_norm_relu", TORCH_BOX(&pyserve::launch_batch_norm_relu<pyserve::Cpu>));
+  m.impl("conv2d_statistics", TORCH_BOX(&pyserve::launch_conv2d_statistics<pyserve::Cpu>));
   m.impl("batch_norm_relu_backward", TORCH_BOX(&pyserve::launch_batch_norm_relu_backward<pyserve::Cpu>));
   m.impl("conv2d_pack", TORCH_BOX(&pyserve::conv2d_pack));
   m.impl("run_chain", TORCH_BOX(&pyserve::run_chain));

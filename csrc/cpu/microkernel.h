@@ -48,7 +48,7 @@ __attribute__((noinline)) void multiply_tile(const TileProduct& t) {
     for (int r = 0; r < kRows; ++r) {
       const Vec value = Vec::set(a[r * kWidth + l]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v].fma(value, column[v]);
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v].dot(value, column[v]);
     }
   };
   int64_t left = t.depth;

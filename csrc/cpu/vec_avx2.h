@@ -11,7 +11,8 @@ namespace {
 using Bf16 = uint16_t;  // the bits of a bfloat16: the upper half of a float's
 
 struct Vec {
-  static constexpr int kWidth = 8;
+  using Factor = float;  // this and the next as in vec_avx512.h
+  static constexpr int kWidth = 8, kPerWord = 1;
   static constexpr int kMostVectors = 2;  // per row of a register tile
   // Rows of a register tile with `vectors` vectors each: 12 of the 16 registers hold sums.
   static constexpr int rows(int vectors) { return vectors == 2 ? 6 : 12; }
@@ -46,6 +47,7 @@ struct Vec {
   friend Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
   Vec fma(Vec a, Vec b) const { return {_mm256_fmadd_ps(a.v, b.v, v)}; }    // this + a·b
   Vec fnma(Vec a, Vec b) const { return {_mm256_fnmadd_ps(a.v, b.v, v)}; }  // this − a·b
+  Vec dot(Vec a, Vec b) const { return fma(a, b); }                         // as in vec_avx512.h
   // NaN stays NaN: max and min return their second operand if either is NaN.
   Vec clamp(Vec lo, Vec hi) const { return {_mm256_min_ps(hi.v, _mm256_max_ps(lo.v, v))}; }
   // The larger; NaN if either is.

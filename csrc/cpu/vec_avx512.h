@@ -1,5 +1,5 @@
-// Sixteen floats in an AVX-512 register. Include only from *_avx512.cpp: everything is local to the including file, so
-// that the linker can never hand AVX-512 code to other files.
+// Sixteen floats in an AVX-512 register. Include only from *_avx512.cpp and *_avx512_bf16.cpp: everything is local to
+// the including file, so that the linker can never hand AVX-512 code to other files.
 #pragma once
 #include <immintrin.h>
 
@@ -38,6 +38,22 @@ struct Vec {
   friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
   Vec fma(Vec a, Vec b) const { return {_mm512_fmadd_ps(a.v, b.v, v)}; }    // this + a·b
   Vec fnma(Vec a, Vec b) const { return {_mm512_fnmadd_ps(a.v, b.v, v)}; }  // this − a·b
+  // this + a·b in the words that register tiles multiply: floats, or in *_avx512_bf16.cpp pairs of bfloat16, whose two
+  // products are added (and what is smaller than float32's normal numbers is taken for zero).
+#ifdef __AVX512BF16__
+  using Factor = Bf16;
+  static constexpr int kPerWord = 2;
+  Vec dot(Vec a, Vec b) const { return {_mm512_dpbf16_ps(v, (__m512bh)a.v, (__m512bh)b.v)}; }
+  // Words from their halves.
+  static Vec pairs(Vec first, Vec second) {
+    const __m512i low = _mm512_cvtepu16_epi32(first.narrow()), high = _mm512_cvtepu16_epi32(second.narrow());
+    return {_mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)))};
+  }
+#else
+  using Factor = float;
+  static constexpr int kPerWord = 1;
+  Vec dot(Vec a, Vec b) const { return fma(a, b); }
+#endif
   // NaN stays NaN: max and min return their second operand if either is NaN.
   Vec clamp(Vec lo, Vec hi) const { return {_mm512_min_ps(hi.v, _mm512_max_ps(lo.v, v))}; }
   // The larger; NaN if either is.
@@ -75,6 +91,9 @@ struct Vec {
  private:
   static __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
   static Vec widen(__m256i half) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))}; }
+#ifdef __AVX512BF16__
+  __m256i narrow() const { return (__m256i)_mm512_cvtneps_pbh(v); }
+#else
   // Round to nearest, ties to even. A NaN here is the processor's or one of a bfloat16: rounding cannot carry it over.
   __m256i narrow() const {
     const __m512i bits = _mm512_castps_si512(v);
@@ -82,6 +101,7 @@ struct Vec {
     const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
   }
+#endif
 };
 
 }  // namespace

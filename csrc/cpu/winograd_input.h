@@ -1,4 +1,4 @@
-// Bᵀ D B: tiles of the input to V [point][depth / width][tile][width], zeros in the padding and behind the last
+// Bᵀ D B: tiles of the input to V [point][words / width][tile][width], zeros in the padding and behind the last
 // channel. Needs Vec; local to each including file.
 #pragma once
 #include "convert.h"
@@ -31,7 +31,7 @@ struct InputTile {
 
 template <class Scheme, int kHeight, int kWidth, bool kInside, bool kPartial, class T>
 __attribute__((always_inline)) inline void transform_input_group(const InputTile<Scheme, T>& t, int64_t channel,
-                                                                 int64_t n, float* v, int64_t v_step) {
+                                                                 int64_t n, Vec::Factor* v, int64_t v_step) {
   constexpr int kPoints = Scheme::kPoints, kSide = Scheme::inputs(4);
   constexpr int kRows = Scheme::inputs(kHeight), kColumns = Scheme::inputs(kWidth);
   Vec half[kPoints * kSide];
@@ -58,10 +58,14 @@ __attribute__((always_inline)) inline void transform_input_group(const InputTile
 
 template <class Scheme, int kHeight, int kWidth, bool kInside, class T>
 void transform_input_tile(const InputTile<Scheme, T>& t, int64_t depth, float* v, int64_t v_step, int64_t group_step) {
-  int64_t c = 0;
-  for (; c + Vec::kWidth <= depth; c += Vec::kWidth, v += group_step)
-    transform_input_group<Scheme, kHeight, kWidth, kInside, false>(t, c, 0, v, v_step);
-  if (c < depth) transform_input_group<Scheme, kHeight, kWidth, kInside, true>(t, c, depth - c, v, v_step);
+  constexpr int64_t kGroup = Vec::kWidth * Vec::kPerWord;
+  for (int64_t c = 0; c < depth; c += Vec::kWidth) {
+    Vec::Factor* to = reinterpret_cast<Vec::Factor*>(v + c / kGroup * group_step) + c % kGroup;
+    if (c + Vec::kWidth <= depth)
+      transform_input_group<Scheme, kHeight, kWidth, kInside, false>(t, c, 0, to, v_step * Vec::kPerWord);
+    else
+      transform_input_group<Scheme, kHeight, kWidth, kInside, true>(t, c, depth - c, to, v_step * Vec::kPerWord);
+  }
 }
 
 // Tiles [begin, end) of a block into its V.

@@ -97,18 +97,19 @@ struct WinogradShape {
   bool kcrs, gradient;                 // layout of the weights; whether they are turned and exchanged
   int64_t panel_vectors;               // output channels go in panels of at most so many vectors
 
-  int64_t groups() const { return ceil_div(depth, Vec::kWidth); }
+  int64_t words() const { return ceil_div(depth, Vec::kPerWord); }  // of input channels, as Vec::dot takes them
+  int64_t groups() const { return ceil_div(words(), Vec::kWidth); }
   int64_t vectors() const { return ceil_div(columns, Vec::kWidth); }
   int64_t padded() const { return vectors() * Vec::kWidth; }
   int64_t panels() const { return ceil_div(vectors(), panel_vectors); }
   int64_t first_column(int64_t panel) const { return vectors() * panel / panels() * Vec::kWidth; }
-  int64_t u_size() const { return kWeights * kWeights * depth * padded(); }
+  int64_t u_size() const { return kWeights * kWeights * words() * padded(); }
   int64_t taps_size() const { return kTaps * depth * padded(); }
   // In the transformed weights, and in the taps packed as they are.
   template <class T>
   T* u_at(T* u, int64_t panel, int64_t weight) const {
     const int64_t first = first_column(panel);
-    return u + depth * (kWeights * kWeights * first + weight * (first_column(panel + 1) - first));
+    return u + words() * (kWeights * kWeights * first + weight * (first_column(panel + 1) - first));
   }
   template <class T>
   T* taps_at(T* taps, int64_t panel, int64_t channel) const {

@@ -74,6 +74,22 @@ void transform_filter_row(int64_t row, const float* taps, int64_t count, int64_t
     }
 }
 
+// The same as words of two input channels each, u[6][l / 2][width]; behind the last channel are zeros.
+template <class Scheme, class PairVec = Vec>
+void transform_filter_row_to_pairs(int64_t row, const float* taps, int64_t count, int64_t width, float* u,
+                                   int64_t u_step) {
+  alignas(64) float floats[kWeights * kPieceDepth * kMostColumns];
+  const int64_t step = kPieceDepth * width;
+  transform_filter_row<Scheme>(row, taps, count, width, floats, step);
+  for (int64_t j = 0; j < kWeights; ++j)
+    for (int64_t l = 0; l < count; l += 2)
+      for (int64_t column = 0; column < width; column += Vec::kWidth) {
+        const float* from = floats + j * step + l * width + column;
+        const Vec second = l + 1 < count ? Vec::load(from + width) : Vec::zero();
+        PairVec::pairs(Vec::load(from), second).store(u + j * u_step + l / 2 * width + column);
+      }
+}
+
 // The panel's taps[l][9][width] for input channels [first, first + count).
 template <class T>
 void gather_taps(const WinogradShape& s, const T* weight, int64_t panel, int64_t first, int64_t count, float* taps) {
@@ -113,9 +129,14 @@ void transform_all_weights(const WinogradShape& s, const T* weight, float* u, co
   for_each_piece(s, pool, [&](int64_t panel, int64_t first, int64_t count) {
     alignas(64) float taps[kPieceDepth * kTaps * kMostColumns];
     gather_taps(s, weight, panel, first, count, taps);
-    const int64_t width = s.first_column(panel + 1) - s.first_column(panel), u_step = s.depth * width;
-    for (int64_t row = 0; row < kWeights; ++row)
-      transform_filter_row<Scheme>(row, taps, count, width, s.u_at(u, panel, row * kWeights) + first * width, u_step);
+    const int64_t width = s.first_column(panel + 1) - s.first_column(panel), u_step = s.words() * width;
+    for (int64_t row = 0; row < kWeights; ++row) {
+      float* to = s.u_at(u, panel, row * kWeights) + first / Vec::kPerWord * width;
+      if constexpr (Vec::kPerWord == 1)
+        transform_filter_row<Scheme>(row, taps, count, width, to, u_step);
+      else
+        transform_filter_row_to_pairs<Scheme>(row, taps, count, width, to, u_step);
+    }
   });
 }
 

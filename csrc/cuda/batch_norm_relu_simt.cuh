@@ -1,11 +1,11 @@
-// BatchNorm with residual and clamp: one pass for the statistics, one for all the rest; backward likewise. Sums have
-// one fixed order. Squares are summed of the distance to the channel's first element, so that a mean far from zero does
-// not drown the variance.
+// BatchNorm with residual and clamp: one pass for the statistics, one for all the rest; backward likewise, or one pass
+// in all where a channel's rows fit into shared memory. Sums have one fixed order. Squares are summed of the distance
+// to the channel's first element, so that a mean far from zero does not drown the variance.
 #pragma once
 #include <algorithm>
 
 #include "../batch_norm_relu.h"
-#include "divisor.h"
+#include "channel_sums.cuh"
 #include "vector_access.h"
 
 namespace pyserve::batch_norm {
@@ -16,6 +16,15 @@ constexpr int32_t kThreads = 256;
 struct Cut {
   int64_t rows, channels, chunk, chunks, tiles;
   Divisor vectors;  // of a block
+
+  // All rows at once, of so many vectors.
+  static Cut slice(const BatchNormProblem& p, int64_t count, int64_t vectors) {
+    Cut cut(p, count);
+    cut.vectors = Divisor(vectors);
+    cut.tiles = ((p.channels + count - 1) / count + vectors - 1) / vectors;
+    cut.chunk = p.rows, cut.chunks = 1;
+    return cut;
+  }
 
   Cut(const BatchNormProblem& p, int64_t count) : rows(p.rows), channels(p.channels) {
     const int64_t channel_vectors = (p.channels + count - 1) / count;
@@ -95,25 +104,28 @@ statistics_kernel(const T* x, PYSERVE_PARAMETER Cut cut, Accumulator<T>* parts) 
   write_sums(at, cut, sum, square, parts);
 }
 
-// Mean and variance of the parts, in the order of the chunks.
+// Mean and variance of the parts: sums of the distances to the channel's first element.
 template <class T>
-PYSERVE_KERNEL(kThreads, 4)
-finish_kernel(const T* x, PYSERVE_PARAMETER Cut cut, const Accumulator<T>* parts, Accumulator<T>* mean,
-              Accumulator<T>* var) {
-  const int64_t channel = device::block_index() * kThreads + device::thread_index();
-  if (channel >= cut.channels) return;
-  double sum = 0, square = 0;
-  for (int64_t chunk = 0; chunk < cut.chunks; ++chunk) {
-    sum += device::load(parts + chunk * 2 * cut.channels + channel);
-    square += device::load(parts + (chunk * 2 + 1) * cut.channels + channel);
+struct FinishStatistics {
+  int64_t channels, rows, parts, chunks;
+  Divisor tiles;
+  const T* x;
+  const Accumulator<T>* from;
+  Accumulator<T>*mean, *var;
+
+  PYSERVE_DEVICE int64_t begin(int64_t) const { return 0; }
+  PYSERVE_DEVICE int64_t end(int64_t) const { return parts; }
+  PYSERVE_DEVICE void add(int64_t, int64_t part, int64_t channel, double& sum, double& squares) const {
+    sum += device::load(from + part * 2 * channels + channel);
+    squares += device::load(from + (part * 2 + 1) * channels + channel);
   }
-  const double distance = sum / static_cast<double>(cut.rows), variance = square / static_cast<double>(cut.rows);
-  const double corrected = variance - distance * distance;
-  const double shift = static_cast<double>(widen(device::load(x + channel)));
-  device::store(mean + channel, static_cast<Accumulator<T>>(shift + distance));
-  // Rounding may leave less than nothing; NaN stays NaN.
-  device::store(var + channel, static_cast<Accumulator<T>>(corrected < 0 ? 0.0 : corrected));
-}
+  PYSERVE_DEVICE void write(int64_t, int64_t channel, double sum, double squares) const {
+    const channels::Spread spread = channels::Spread::of(sum, squares, static_cast<double>(rows));
+    const double shift = static_cast<double>(widen(device::load(x + channel)));
+    device::store(mean + channel, static_cast<Accumulator<T>>(shift + spread.distance));
+    device::store(var + channel, static_cast<Accumulator<T>>(spread.variance));
+  }
+};
 
 // A thread's channels: (x - mean) · scale + bias is their normalised value, scale = weight / √(var + eps).
 template <class Acc, int32_t count>
@@ -211,22 +223,27 @@ gradient_sums_kernel(PYSERVE_PARAMETER BatchNormReluBackwardArgs args, PYSERVE_P
   write_sums(at, cut, sum, product, parts);
 }
 
-// dbias and dweight of the parts, in the order of the chunks.
+// dbias and dweight of the parts.
 template <class Acc>
-PYSERVE_KERNEL(kThreads, 4)
-finish_gradients_kernel(PYSERVE_PARAMETER Cut cut, double eps, const Acc* var, const Acc* parts, Acc* dbias,
-                        Acc* dweight) {
-  const int64_t channel = device::block_index() * kThreads + device::thread_index();
-  if (channel >= cut.channels) return;
-  double sum = 0, product = 0;
-  for (int64_t chunk = 0; chunk < cut.chunks; ++chunk) {
-    sum += device::load(parts + chunk * 2 * cut.channels + channel);
-    product += device::load(parts + (chunk * 2 + 1) * cut.channels + channel);
+struct FinishGradients {
+  int64_t channels, parts, chunks;
+  Divisor tiles;
+  double eps;
+  const Acc *var, *from;
+  Acc *dbias, *dweight;
+
+  PYSERVE_DEVICE int64_t begin(int64_t) const { return 0; }
+  PYSERVE_DEVICE int64_t end(int64_t) const { return parts; }
+  PYSERVE_DEVICE void add(int64_t, int64_t part, int64_t channel, double& sum, double& product) const {
+    sum += device::load(from + part * 2 * channels + channel);
+    product += device::load(from + (part * 2 + 1) * channels + channel);
   }
-  const double inverse = device::inverse_square_root(static_cast<double>(device::load(var + channel)) + eps);
-  device::store(dbias + channel, static_cast<Acc>(sum));
-  device::store(dweight + channel, static_cast<Acc>(product * inverse));
-}
+  PYSERVE_DEVICE void write(int64_t, int64_t channel, double sum, double product) const {
+    const double inverse = device::inverse_square_root(static_cast<double>(device::load(var + channel)) + eps);
+    device::store(dbias + channel, static_cast<Acc>(sum));
+    device::store(dweight + channel, static_cast<Acc>(product * inverse));
+  }
+};
 
 // dx = scale · (g - (dbias + (x - mean) / √(var + eps) · dweight) / rows); without the sums where the statistics were
 // given.
@@ -243,11 +260,11 @@ gradient_kernel(PYSERVE_PARAMETER BatchNormReluBackwardArgs args, PYSERVE_PARAME
   Line<Acc, count>::read_inverse(args.var, at.channel, cut.channels, eps, inverse);
   read(static_cast<const Acc*>(args.dbias), at.channel, cut.channels, true, sum);
   read(static_cast<const Acc*>(args.dweight), at.channel, cut.channels, true, product);
-  const Acc share = training ? Acc(1) / static_cast<Acc>(cut.rows) : Acc(0);
+  const Acc share = Acc(1) / static_cast<Acc>(cut.rows);
 #pragma unroll
-  for (int32_t c = 0; c < count; ++c) {
-    sum[c] *= share;
-    product[c] *= share * inverse[c];
+  for (int32_t c = 0; c < count; ++c) {  // 0 · share would let an infinite sum into every dx
+    sum[c] = training ? sum[c] * share : Acc(0);
+    product[c] = training ? product[c] * (share * inverse[c]) : Acc(0);
   }
   for (int64_t row = at.begin + at.line; row < at.end; row += at.lines) {
     const int64_t i = row * cut.channels + at.channel, end = (row + 1) * cut.channels;
@@ -259,6 +276,105 @@ gradient_kernel(PYSERVE_PARAMETER BatchNormReluBackwardArgs args, PYSERVE_PARAME
       values[c] = line.scale[c] * (g[c] - sum[c] - (values[c] - line.mean[c]) * product[c]);
     if (args.dx != nullptr) write(static_cast<T*>(args.dx), i, end, true, values);
   }
+}
+
+// ------------------------------------------------------------ backward, of maps that fit into shared memory
+
+// A block has some channels and all of their rows: grad and x are read once, and wait in shared memory, g masked, for
+// the sums. A thread comes back to the rows that it has put there itself.
+template <class T, int32_t count>
+PYSERVE_KERNEL(kThreads, 2)
+gradient_slice_kernel(PYSERVE_PARAMETER BatchNormReluBackwardArgs args, PYSERVE_PARAMETER Cut cut, double eps,
+                      double lo, double hi, bool training) {
+  using Acc = Accumulator<T>;
+  using Some = device::Vector<T, count>;
+  const Place at = Place::of<count>(cut);
+  const int32_t width = at.vectors * count, thread = device::thread_index();
+  Acc* const sums = reinterpret_cast<Acc*>(device::shared_memory());  // [lines][width]
+  Acc* const products = sums + kThreads * count;
+  Some* const kept = reinterpret_cast<Some*>(products + kThreads * count);  // [rows][g, x][vectors]
+  const bool works = at.line < at.lines && at.channel < cut.channels;
+  Line<Acc, count> line;
+  Acc sum[count] = {}, product[count] = {};
+  if (works) {
+    line.read_from(args, at.channel, cut.channels, eps);
+    for (int64_t row = at.line; row < cut.rows; row += at.lines) {
+      const int64_t i = row * cut.channels + at.channel, end = (row + 1) * cut.channels;
+      Acc g[count], values[count];
+      read_masked<T>(args, line, i, end, lo, hi, g, values);
+      if (args.dresidual != nullptr) write(static_cast<T*>(args.dresidual), i, end, true, g);
+      Some g_kept, x_kept;
+#pragma unroll
+      for (int32_t c = 0; c < count; ++c) {
+        sum[c] += g[c];
+        product[c] += g[c] * (values[c] - line.mean[c]);
+        g_kept.at[c] = narrow<T>(g[c]), x_kept.at[c] = narrow<T>(values[c]);
+      }
+      device::store_shared(kept + row * 2 * at.vectors + at.vector, g_kept);
+      device::store_shared(kept + (row * 2 + 1) * at.vectors + at.vector, x_kept);
+    }
+  }
+#pragma unroll
+  for (int32_t c = 0; c < count; ++c)
+    if (at.line < at.lines) {
+      device::store_shared(sums + at.line * width + at.vector * count + c, sum[c]);
+      device::store_shared(products + at.line * width + at.vector * count + c, product[c]);
+    }
+  device::block_barrier();
+  const int64_t channel = device::block_index() * width + thread;
+  if (thread < width && channel < cut.channels) {  // the totals, in the place of the first line's
+    double total = 0, total_product = 0;
+    for (int32_t i = thread; i < at.lines * width; i += width) {
+      total += device::load_shared(sums + i);
+      total_product += device::load_shared(products + i);
+    }
+    const double var = static_cast<double>(device::load(static_cast<const Acc*>(args.var) + channel));
+    const double inverse = device::inverse_square_root(var + eps), share = 1 / static_cast<double>(cut.rows);
+    if (args.dbias != nullptr) device::store(static_cast<Acc*>(args.dbias) + channel, static_cast<Acc>(total));
+    if (args.dweight != nullptr)
+      device::store(static_cast<Acc*>(args.dweight) + channel, static_cast<Acc>(total_product * inverse));
+    device::store_shared(sums + thread, training ? static_cast<Acc>(total * share) : Acc(0));
+    device::store_shared(products + thread,
+                         training ? static_cast<Acc>(total_product * inverse * inverse * share) : Acc(0));
+  }
+  device::block_barrier();
+  if (!works || args.dx == nullptr) return;
+#pragma unroll
+  for (int32_t c = 0; c < count; ++c) {
+    sum[c] = device::load_shared(sums + at.vector * count + c);
+    product[c] = device::load_shared(products + at.vector * count + c);
+  }
+  for (int64_t row = at.line; row < cut.rows; row += at.lines) {
+    const int64_t i = row * cut.channels + at.channel, end = (row + 1) * cut.channels;
+    const Some g = device::load_shared(kept + row * 2 * at.vectors + at.vector);
+    const Some x = device::load_shared(kept + (row * 2 + 1) * at.vectors + at.vector);
+    Acc values[count];
+#pragma unroll
+    for (int32_t c = 0; c < count; ++c)
+      values[c] = line.scale[c] * (widen(g.at[c]) - sum[c] - (widen(x.at[c]) - line.mean[c]) * product[c]);
+    write(static_cast<T*>(args.dx), i, end, true, values);
+  }
+}
+
+// What a block of that kernel takes; the rest of its memory is left to a second block, or to the L1 cache.
+constexpr int64_t kMostSliceBytes = 96 << 10;
+
+template <class T, int32_t count>
+int64_t slice_bytes(int64_t rows, int64_t vectors) {
+  return 2 * count *
+         (kThreads * static_cast<int64_t>(sizeof(Accumulator<T>)) + rows * vectors * static_cast<int64_t>(sizeof(T)));
+}
+
+// The vectors of channels that fit with all their rows: 64 or 32 bytes of a row, or 0 where the rows are too many.
+template <class T, int32_t count>
+int64_t slice_vectors(const BatchNormProblem& p) {
+  constexpr int64_t kVectorBytes = count * static_cast<int64_t>(sizeof(T));
+  const int64_t all = (p.channels + count - 1) / count;
+  for (const int64_t bytes : {64, 32}) {
+    const int64_t vectors = std::min<int64_t>(std::max<int64_t>(1, bytes / kVectorBytes), all);
+    if (slice_bytes<T, count>(p.rows, vectors) <= kMostSliceBytes) return vectors;
+  }
+  return 0;
 }
 
 // ------------------------------------------------------------ launch
@@ -277,9 +393,11 @@ void forward(const BatchNormProblem& p, const BatchNormReluArgs& args, const Que
     Acc* parts = queue.scratch<Acc>(cut.chunks * 2 * p.channels);
     device::launch(statistics_kernel<T, count>, cut.tiles * cut.chunks, kThreads, shared_bytes<T>(count), queue, x, cut,
                    parts);
-    device::launch(finish_kernel<T>, (p.channels + kThreads - 1) / kThreads, kThreads, 0, queue, x, cut, parts,
-                   static_cast<Acc*>(args.mean), static_cast<Acc*>(args.var));
+    channels::finish(FinishStatistics<T>{p.channels, p.rows, cut.chunks, 1, channels::tiles_of(p.channels), x, parts,
+                                         static_cast<Acc*>(args.mean), static_cast<Acc*>(args.var)},
+                     queue);
   }
+  if (args.y == nullptr) return;
   device::launch(apply_kernel<T, count>, cut.tiles * cut.chunks, kThreads, 0, queue, args, cut, p.eps, p.clamp.lo,
                  p.clamp.hi);
 }
@@ -289,14 +407,23 @@ void backward(const BatchNormProblem& p, const BatchNormReluBackwardArgs& args, 
   using Acc = Accumulator<T>;
   const Cut cut(p, count);
   const double lo = p.clamp.mask_lo(), hi = p.clamp.mask_hi();
+  if (const int64_t vectors = slice_vectors<T, count>(p)) {
+    const Cut slice = Cut::slice(p, count, vectors);
+    device::launch(gradient_slice_kernel<T, count>, slice.tiles, kThreads,
+                   static_cast<int32_t>(slice_bytes<T, count>(p.rows, vectors)), queue, args, slice, p.eps, lo, hi,
+                   p.training);
+    return;
+  }
   Acc* parts = queue.scratch<Acc>(cut.chunks * 2 * p.channels);
   BatchNormReluBackwardArgs all = args;  // the sums are needed for dx also where the caller does not want them
   if (all.dweight == nullptr) all.dweight = queue.scratch<Acc>(p.channels);
   if (all.dbias == nullptr) all.dbias = queue.scratch<Acc>(p.channels);
   device::launch(gradient_sums_kernel<T, count>, cut.tiles * cut.chunks, kThreads, shared_bytes<T>(count), queue, all,
                  cut, p.eps, lo, hi, parts);
-  device::launch(finish_gradients_kernel<Acc>, (p.channels + kThreads - 1) / kThreads, kThreads, 0, queue, cut, p.eps,
-                 static_cast<const Acc*>(all.var), parts, static_cast<Acc*>(all.dbias), static_cast<Acc*>(all.dweight));
+  channels::finish(FinishGradients<Acc>{p.channels, cut.chunks, 1, channels::tiles_of(p.channels), p.eps,
+                                        static_cast<const Acc*>(all.var), parts, static_cast<Acc*>(all.dbias),
+                                        static_cast<Acc*>(all.dweight)},
+                   queue);
   if (args.dx == nullptr && args.dresidual == nullptr) return;
   device::launch(gradient_kernel<T, count>, cut.tiles * cut.chunks, kThreads, 0, queue, all, cut, p.eps, lo, hi,
                  p.training);

@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 
+#include "channel_sums.cuh"
 #include "conv2d_operands.h"
 #include "product.h"
 #include "vector_access.h"
@@ -13,8 +14,11 @@ template <class T, bool pointwise = false>
 struct ForwardProduct : ProductSizes {
   using Left = std::conditional_t<pointwise, PixelRows<T>, PatchRows<T>>;
   using Right = Dense<T, true>;
+  static constexpr bool kMasksLeft = false, kGivesMoments = true;
   Conv2dArgs args;
   PatchGeometry patches;
+  float* moments =
+      nullptr;  // of each channel of y in each tile: parts of channels::MergeMoments, where they are wanted
   int64_t K;
   Accumulator<T> lo, hi;
   bool wide;
@@ -27,6 +31,15 @@ struct ForwardProduct : ProductSizes {
         lo(static_cast<Accumulator<T>>(p.clamp.lo)),
         hi(static_cast<Accumulator<T>>(p.clamp.hi)),
         wide(columns % kWide<T> == 0 && aligned(args.y) && aligned(args.bias) && aligned(args.residual)) {}
+
+  // Before and after the tiles of so many rows.
+  void make_moments(int64_t tile_rows, const Queue& queue) {
+    if (args.mean != nullptr) moments = queue.scratch<float>((rows + tile_rows - 1) / tile_rows * 2 * K);
+  }
+  void merge_moments(int64_t tile_rows, const Queue& queue) const {
+    const int64_t parts = (rows + tile_rows - 1) / tile_rows;
+    if (args.mean != nullptr) channels::merge_moments(moments, parts, tile_rows, rows, K, args.mean, args.var, queue);
+  }
 
   PYSERVE_DEVICE Left left(int64_t group) const {
     return {{static_cast<const T*>(args.x) + group * patches.tap_channels.value, &patches}};
@@ -52,6 +65,30 @@ struct ForwardProduct : ProductSizes {
     for (int32_t j = 0; j < count; ++j) sums[j] = clamp(sums[j], lo, hi);
     write(static_cast<T*>(args.y), at, at + left, wide, sums);
   }
+  PYSERVE_DEVICE Accumulator<T> bias_of(int64_t group, int64_t column) const {
+    if (args.bias == nullptr || column >= columns) return 0;
+    return widen(device::load(static_cast<const T*>(args.bias) + group * columns + column));
+  }
+  PYSERVE_DEVICE void store_moments(int64_t tile_row, int64_t group, int64_t column, float mean, float squares) const {
+    float* const at = moments + tile_row * 2 * K + group * columns + column;
+    device::store(at, mean);
+    device::store(at + K, squares);
+  }
+};
+
+// The activation's mask on a gradient: which of its elements pass is seen in y, which is laid out as the gradient is.
+template <class T>
+struct GradientMask {
+  bool wanted;
+  Accumulator<T> lo, hi;
+  int64_t distance;  // from an element of grad to that of y
+
+  GradientMask(const Conv2dProblem& p, const void* grad, const void* y)
+      : wanted(y != nullptr),
+        lo(static_cast<Accumulator<T>>(p.clamp.mask_lo())),
+        hi(static_cast<Accumulator<T>>(p.clamp.mask_hi())),
+        distance(wanted ? (reinterpret_cast<intptr_t>(y) - reinterpret_cast<intptr_t>(grad)) / intptr_t{sizeof(T)}
+                        : 0) {}
 };
 
 // Of one class of rows and columns of x.
@@ -59,7 +96,9 @@ template <class T, bool pointwise = false>
 struct DgradProduct : ProductSizes {
   using Left = std::conditional_t<pointwise, Dense<T, true>, PatchRows<T>>;
   using Right = std::conditional_t<pointwise, Dense<T, false>, WeightColumns<T>>;
+  static constexpr bool kMasksLeft = true, kGivesMoments = false;
   Conv2dDgradArgs args;
+  GradientMask<T> mask;
   PatchGeometry patches;
   WeightColumns<T> first_group;
   int64_t W, C, image, row_step, column_step, first_row, first_column;
@@ -70,6 +109,7 @@ struct DgradProduct : ProductSizes {
                int64_t channels)
       : ProductSizes(p.N * h.count * w.count, channels / p.groups, h.taps * w.taps * p.group_k(), p.groups),
         args(args),
+        mask(p, args.grad, args.y),
         patches(dgrad_patches(p, h, w)),
         first_group{static_cast<const T*>(args.weight) + (h.first_tap * p.S + w.first_tap) * p.group_c(),
                     Divisor(p.group_k()),
@@ -133,16 +173,20 @@ template <class T, bool pointwise = false>
 struct WgradProduct : ProductSizes {
   using Left = Dense<T, false>;
   using Right = std::conditional_t<pointwise, PixelColumns<T>, PatchColumns<T>>;
+  static constexpr bool kMasksLeft = true, kGivesMoments = false;
   Conv2dWgradArgs args;
+  GradientMask<T> mask;
   PatchGeometry patches;
   int64_t K, grad_channels;
-  Accumulator<T>* parts = nullptr;  // where there is one part, it is the result
+  Accumulator<T>* parts = nullptr;       // where there is one part, it is the result
+  Accumulator<T>* bias_parts = nullptr;  // [splits][K]: the sums of grad, where they are wanted
   bool wide;
 
   // `channels` of grad: more than the filters where grad is padded.
   WgradProduct(const Conv2dProblem& p, const Conv2dWgradArgs& args, int64_t channels)
       : ProductSizes(p.group_k(), p.R * p.S * p.group_c(), p.N * p.P * p.Q, p.groups),
         args(args),
+        mask(p, args.grad, args.y),
         patches(forward_patches(p)),
         K(p.K),
         grad_channels(channels),
@@ -161,6 +205,9 @@ struct WgradProduct : ProductSizes {
     if (parts == nullptr) return write(static_cast<T*>(args.dw), start + column, start + columns, wide, sums);
     Accumulator<T>* part = parts + split * K * columns;
     write(part, start + column, start + columns, columns % kWide<Accumulator<T>> == 0, sums);
+  }
+  PYSERVE_DEVICE void store_row_sum(int64_t group, int64_t split, int64_t row, Accumulator<T> sum) const {
+    device::store(bias_parts + split * K + group * rows + row, sum);
   }
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <type_traits>
 
+#include "../conv2d.h"
 #include "device.h"
 
 namespace pyserve {

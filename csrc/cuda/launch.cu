@@ -46,6 +46,16 @@ struct Cuda {
 
   static bool covers(const Conv2dProblem& problem) { return covers_axes(problem); }
 
+  static bool masks_gradient(const Conv2dProblem& problem, const std::vector<bool>& wanted, const Tensor& on) {
+    const int32_t found = capability(on.get_device_index());
+    return (!wanted[0] || pyserve::masks_gradient(choose_cuda<Op::conv2d_dgrad>(problem, found).variant)) &&
+           (!wanted[1] || pyserve::masks_gradient(choose_cuda<Op::conv2d_wgrad>(problem, found).variant));
+  }
+
+  static bool gives_statistics(const Conv2dProblem& problem, const Tensor& on) {
+    return pyserve::gives_statistics(choose_cuda<Op::conv2d>(problem, capability(on.get_device_index())).variant);
+  }
+
   template <Op op>
   static void run(const ProblemOf<op>& problem, const ArgsOf<op>& args, const Tensor& on) {
     const int32_t device = on.get_device_index();
@@ -55,7 +65,7 @@ struct Cuda {
     Scratch scratch{on, {}};
     const Queue queue{stream,           capability(device), attribute(cudaDevAttrMultiProcessorCount, device),
                       preferred_tile(), Scratch::allocate,  &scratch};
-    const CudaChoice<op> choice = choose_cuda<op>(problem, queue);
+    const CudaChoice<op> choice = choose_cuda<op>(problem, queue.capability);
     note_choice(problem, choice.variant);
     count_call(choice.variant);
     choice.run(problem, args, queue);
@@ -68,5 +78,6 @@ struct Cuda {
 STABLE_TORCH_LIBRARY_IMPL(pyserve, CUDA, m) {
   pyserve::register_all<pyserve::Cuda>(m);
   m.impl("batch_norm_relu", TORCH_BOX(&pyserve::launch_batch_norm_relu<pyserve::Cuda>));
+  m.impl("conv2d_statistics", TORCH_BOX(&pyserve::launch_conv2d_statistics<pyserve::Cuda>));
   m.impl("batch_norm_relu_backward", TORCH_BOX(&pyserve::launch_batch_norm_relu_backward<pyserve::Cuda>));
 }

@@ -4,8 +4,13 @@
 // Operand tiles come by asynchronous copies into a ring of `kStages` in shared memory, kStages - 1 ahead of the tensor
 // cores. Sums stay in registers; at the end they pass through shared memory, warp by warp, so that they leave for
 // global memory 16 bytes at a time, beside what is to be added to them.
+//
+// A gradient on the left may have an activation's mask (Product::kMasksLeft): the tiles of y come beside its own, and
+// each thread masks the chunks that it has copied itself, before the barrier that shows them to the others. A forward
+// product (kGivesMoments) may also give the mean and the squared deviations of its output's columns, tile by tile.
 #pragma once
 #include "mma_tile.h"
+#include "moments.h"
 #include "product.h"
 
 namespace pyserve::mma {
@@ -50,15 +55,17 @@ class TileCopier {
     }
   }
 
-  // Starts the copies of [begin, begin + kDepth) along the sum; zeros from `end` on.
-  PYSERVE_DEVICE void start(unsigned char* tile, int32_t begin, int32_t end) const {
+  // Starts the copies of [begin, begin + kDepth) along the sum; zeros from `end` on. What is copied lies `distance`
+  // elements from the operand.
+  PYSERVE_DEVICE void start(unsigned char* tile, int32_t begin, int32_t end, int64_t distance = 0) const {
     if constexpr (kInnerContiguous) {
 #pragma unroll
       for (int32_t part = 0; part < kParts; ++part) {
         const int32_t inner_at = begin + chunk_ * Tile::kElements + part * kVector;
         const auto inner = operand_.inner(inner_at < end ? inner_at : 0);
 #pragma unroll
-        for (int32_t i = 0; i < kCopies; ++i) copy(tile, i, part, exists_[i] && inner_at < end, outer_[i], inner);
+        for (int32_t i = 0; i < kCopies; ++i)
+          copy(tile, i, part, exists_[i] && inner_at < end, outer_[i], inner, distance);
       }
     } else {
 #pragma unroll
@@ -67,19 +74,39 @@ class TileCopier {
         const auto inner = operand_.inner(inner_at < end ? inner_at : 0);
 #pragma unroll
         for (int32_t part = 0; part < kParts; ++part)
-          copy(tile, i, part, exists_[part] && inner_at < end, outer_[part], inner);
+          copy(tile, i, part, exists_[part] && inner_at < end, outer_[part], inner, distance);
       }
+    }
+  }
+
+  // Zeros in the thread's own chunks, which it has waited for, where `seen` is not between the bounds.
+  PYSERVE_DEVICE void mask(unsigned char* tile, const unsigned char* seen, float lo, float hi) const {
+    using Chunk = device::Vector<T, Tile::kElements>;
+#pragma unroll
+    for (int32_t i = 0; i < kCopies; ++i) {
+      const int32_t line = line_ + i * kLineStep;
+      if (kLines % kLineStep != 0 && line >= kLines) return;
+      const int32_t at = Tile::address(line, chunk_);
+      Chunk chunk = device::load_shared(reinterpret_cast<const Chunk*>(tile + at));
+      const Chunk y = device::load_shared(reinterpret_cast<const Chunk*>(seen + at));
+#pragma unroll
+      for (int32_t j = 0; j < Tile::kElements; ++j) {
+        const float value = widen(y.at[j]);
+        if (value <= lo || value >= hi) chunk.at[j] = T{};
+      }
+      device::store_shared(reinterpret_cast<Chunk*>(tile + at), chunk);
     }
   }
 
  private:
   PYSERVE_DEVICE void copy(unsigned char* tile, int32_t i, int32_t part, bool exists,
-                           const typename Operand::Outer& outer, const typename Operand::Inner& inner) const {
+                           const typename Operand::Outer& outer, const typename Operand::Inner& inner,
+                           int64_t distance) const {
     const int32_t line = line_ + i * kLineStep;
     if (kLines % kLineStep != 0 && line >= kLines) return;
     const T* from = exists ? operand_.at(outer, inner) : nullptr;
     device::copy_async<kBytes>(tile + Tile::address(line, chunk_) + part * kBytes,
-                               from != nullptr ? from : operand_.any(), from != nullptr);
+                               from != nullptr ? from + distance : operand_.any(), from != nullptr);
   }
 
   Operand operand_;
@@ -114,10 +141,23 @@ PYSERVE_DEVICE void multiply_tiles(const unsigned char* left, const unsigned cha
   }
 }
 
-// Hands the warp's sums to the product, 16 rows at a time, in runs of what makes 16 bytes.
+// The sum of a row of a left tile whose rows are contiguous in memory.
+template <class LeftTile, class T>
+PYSERVE_DEVICE float row_sum(const unsigned char* tile, int32_t row) {
+  float sum = 0;
+#pragma unroll 8
+  for (int32_t line = 0; line < kDepth<T>; ++line) {
+    const unsigned char* chunk = tile + LeftTile::address(line, row / LeftTile::kElements);
+    sum += widen(device::load_shared(reinterpret_cast<const T*>(chunk) + row % LeftTile::kElements));
+  }
+  return sum;
+}
+
+// Hands the warp's sums to the product, 16 rows at a time, in runs of what makes 16 bytes. Each lane collects the
+// moments of one column.
 template <class Shape, class Product>
 PYSERVE_DEVICE void store_sums(const Product& product, int32_t group, int32_t split, int32_t row, int32_t column,
-                               const Sums<Shape>& sums) {
+                               const Sums<Shape>& sums, Moments& moments) {
   constexpr int32_t kRun = kChunk / static_cast<int32_t>(sizeof(typename Product::Left::Element));
   constexpr int32_t kRuns = Shape::kWarpColumns / kRun;
   using Two = device::Vector<float, 2>;
@@ -147,8 +187,44 @@ PYSERVE_DEVICE void store_sums(const Product& product, int32_t group, int32_t sp
       const int32_t row_at = row + i * 16 + run / kRuns, column_at = column + run % kRuns * kRun;
       if (row_at < product.rows && column_at < product.columns) product.store(group, split, row_at, column_at, values);
     }
+    if constexpr (Product::kGivesMoments) {
+      static_assert(Shape::kWarpColumns == 32);
+      if (product.moments != nullptr)
+        moments.add<typename Product::Left::Element, 16>(out + lane, Shape::kPitch,
+                                                         static_cast<int32_t>(product.rows) - row - i * 16,
+                                                         product.bias_of(group, column + lane));
+    }
     device::warp_barrier();
   }
+}
+
+// Merges the moments of the warps that share columns, in their order, and hands them to the product.
+template <class Shape, class Product>
+PYSERVE_DEVICE void store_moments(const Product& product, int32_t group, int32_t row, int32_t column,
+                                  const Moments& moments) {
+  Moments* const all = reinterpret_cast<Moments*>(device::shared_memory());  // [rows of warps][columns of the block]
+  const int32_t warp = device::thread_index() / 32, lane = device::thread_index() % 32;
+  const int32_t at = warp % Shape::kWarpsAcross * 32 + lane;
+  device::block_barrier();  // the sums have left
+  device::store_shared(all + warp / Shape::kWarpsAcross * Shape::kColumns + at, moments);
+  device::block_barrier();
+  if (warp >= Shape::kWarpsAcross || column + at >= product.columns) return;
+  Moments merged = moments;
+#pragma unroll
+  for (int32_t i = 1; i < Shape::kRows / Shape::kWarpRows; ++i)
+    merged.merge(device::load_shared(all + i * Shape::kColumns + at));
+  product.store_moments(row / Shape::kRows, group, column + at, merged.mean, merged.squares);
+}
+
+// Whether the left matrix' rows are summed on the way: those of a gradient are the gradient of the bias.
+template <class Product>
+constexpr bool sums_rows = Product::kMasksLeft && !Product::Left::kInnerContiguous;
+
+// What a stage has more where the left matrix is masked.
+template <class Shape, class Product>
+PYSERVE_INLINE int32_t masked_bytes(const Product& product) {
+  if constexpr (Product::kMasksLeft) return product.mask.wanted ? Shape::kRows * kDepthBytes : 0;
+  return 0;
 }
 
 template <class Shape, int32_t kVector, class Product>
@@ -172,10 +248,14 @@ PYSERVE_DEVICE void tile_of(const Product& product, int32_t tile) {
   const TileCopier<Left, Shape::kRows, Shape::kThreads, kVector> left(product.left(group), row, product.rows);
   const TileCopier<Right, Shape::kColumns, Shape::kThreads, kVector> right(product.right(group), column,
                                                                            product.columns);
+  const int32_t stage_bytes = Shape::kStageBytes + masked_bytes<Shape>(product);
   const auto start = [&](int32_t i, int32_t stage) {
-    unsigned char* const at = shared + stage * Shape::kStageBytes;
+    unsigned char* const at = shared + stage * stage_bytes;
     left.start(at, begin + i * kDepth<T>, end);
     right.start(at + LeftTile::kBytes, begin + i * kDepth<T>, end);
+    if constexpr (Product::kMasksLeft) {
+      if (product.mask.wanted) left.start(at + Shape::kStageBytes, begin + i * kDepth<T>, end, product.mask.distance);
+    }
   };
   for (int32_t i = 0; i < Shape::kStages - 1; ++i) {
     if (i < count) start(i, i);
@@ -185,20 +265,37 @@ PYSERVE_DEVICE void tile_of(const Product& product, int32_t tile) {
   const int32_t row_at = warp / Shape::kWarpsAcross * Shape::kWarpRows;
   const int32_t column_at = warp % Shape::kWarpsAcross * Shape::kWarpColumns;
   Sums<Shape> sums = {};
+  float of_row = 0;  // of the left matrix, thread by thread
   int32_t stage = 0, ahead = Shape::kStages - 1;
   for (int32_t i = 0; i < count; ++i) {
     device::copy_wait<Shape::kStages - 2>();
+    unsigned char* const at = shared + stage * stage_bytes;
+    if constexpr (Product::kMasksLeft) {
+      if (product.mask.wanted) left.mask(at, at + Shape::kStageBytes, product.mask.lo, product.mask.hi);
+    }
     device::block_barrier();  // everybody's copies are there, and everybody is done with the stage before
     if (i + Shape::kStages - 1 < count) start(i + Shape::kStages - 1, ahead);
     device::copy_commit();
-    const unsigned char* const at = shared + stage * Shape::kStageBytes;
     multiply_tiles<LeftTile, RightTile, T>(at, at + LeftTile::kBytes, row_at, column_at, sums);
+    if constexpr (sums_rows<Product>) {
+      if (product.bias_parts != nullptr && column == 0 && device::thread_index() < Shape::kRows)
+        of_row += row_sum<LeftTile, T>(at, device::thread_index());
+    }
     ahead = stage;
     stage = stage + 1 == Shape::kStages ? 0 : stage + 1;
   }
+  if constexpr (sums_rows<Product>) {
+    const int32_t mine = row + device::thread_index();
+    if (product.bias_parts != nullptr && column == 0 && device::thread_index() < Shape::kRows && mine < product.rows)
+      product.store_row_sum(group, split, mine, of_row);
+  }
   device::copy_wait<0>();
   device::block_barrier();
-  store_sums(product, group, split, row + row_at, column + column_at, sums);
+  Moments moments;
+  store_sums(product, group, split, row + row_at, column + column_at, sums, moments);
+  if constexpr (Product::kGivesMoments) {
+    if (product.moments != nullptr) store_moments<Shape>(product, group, row, column, moments);
+  }
 }
 
 template <class Shape, int32_t kVector, class Product>
@@ -210,8 +307,10 @@ product_kernel(PYSERVE_PARAMETER Product product) {
 template <class Shape, int32_t kVector, class Product>
 void run_product(Product& product, int64_t splits, const Queue& queue) {
   product.cut(Shape::kRows, Shape::kColumns, kDepth<typename Product::Left::Element>, splits);
-  device::launch(product_kernel<Shape, kVector, Product>, product.tiles, Shape::kThreads, Shape::kSharedBytes, queue,
-                 product);
+  if constexpr (Product::kGivesMoments) product.make_moments(Shape::kRows, queue);
+  const int32_t shared_bytes = Shape::kSharedBytes + Shape::kStages * masked_bytes<Shape>(product);
+  device::launch(product_kernel<Shape, kVector, Product>, product.tiles, Shape::kThreads, shared_bytes, queue, product);
+  if constexpr (Product::kGivesMoments) product.merge_moments(Shape::kRows, queue);
 }
 
 }  // namespace pyserve::mma

@@ -246,7 +246,7 @@ class AioTransport:
                 running = {*running, asyncio.create_task(self.unary(method, request, left_until(deadline)))}
                 attempts = {*attempts, *running}
             while True:
-                for task in done:
+                for task in sorted(done, key=lambda task: task.exception() is not None):  # an answer first
                     error = task.exception()
                     if error is None:
                         return task.result()

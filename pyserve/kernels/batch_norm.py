@@ -1,8 +1,8 @@
 """BatchNorm with residual and activation as one operator: Python face, fake (meta) implementation and gradient.
 
 In training, a ResNet spends more memory traffic on BatchNorm and ReLU than on its convolutions: here they are one
-pass over x for the statistics and one that normalises, adds, clamps and writes; backward, one for the sums and one
-for dx.
+pass over x for the statistics (none where the convolution before gives them) and one that normalises, adds, clamps
+and writes; backward, one for the sums and one for dx.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def batch_norm_relu(
     *,
     residual: Tensor | None = None,
     activation: Activation = "relu",
+    statistics: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """`activation(torch.nn.functional.batch_norm(x, …) + residual)`.
 
@@ -54,6 +55,8 @@ def batch_norm_relu(
         momentum: the share of this batch in the running statistics.
         residual: added before the activation; the sizes of x.
         activation: "none", "relu" or "relu6". NaN stays NaN.
+        statistics: in training, the mean and the biased variance [C] of x, where they are known already
+            (`conv2d_statistics`): x is then read once. The gradient is that of training all the same.
 
     Returns:
         The sizes and the memory format of x. What our kernels do not have (devices, element types, three or five
@@ -73,10 +76,13 @@ def batch_norm_relu(
             C.count_fallback("batch_norm_relu", f"{x.dim()} dimensions of {told_type} on {x.device.type}")
         y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         return activated(y if residual is None else y + residual, activation)
-    statistics = (None, None) if of_batch else (running_mean, running_var)
+    given = (statistics or (None, None)) if of_batch else (running_mean, running_var)
+    known = of_batch and statistics is not None
     y, mean, var = call(
-        torch.ops.pyserve.batch_norm_relu, x, weight, bias, residual, *statistics, float(eps), lo, hi
+        torch.ops.pyserve.batch_norm_relu, x, weight, bias, residual, *given, float(eps), lo, hi, known
     )
+    if known and statistics is not None:
+        mean, var = statistics
     if training and running_mean is not None and running_var is not None:
         count = x.numel() // x.shape[1]
         with torch.no_grad():
@@ -106,6 +112,7 @@ def _fake(
     eps: float,
     lo: float,
     hi: float,
+    of_batch: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     tensors = (x, weight, bias, residual, mean, var)
     if all(type(size) is int for tensor in tensors if tensor is not None for size in tensor.shape):
@@ -150,11 +157,11 @@ register.register_fake("pyserve::batch_norm_relu_backward", _backward_fake)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, bias, residual, mean, var, ctx.eps, ctx.lo, ctx.hi = inputs
+    x, weight, bias, residual, mean, var, ctx.eps, ctx.lo, ctx.hi, of_batch = inputs
     y, batch_mean, batch_var = output
     ctx.mark_non_differentiable(batch_mean, batch_var)
     ctx.set_materialize_grads(False)
-    ctx.training = mean is None
+    ctx.training = mean is None or of_batch
     statistics = (batch_mean, batch_var) if mean is None else (mean, var)
     needs_y = residual is not None and is_active(ctx.lo, ctx.hi)
     ctx.save_for_backward(x, weight, bias, *statistics, y if needs_y else None)
@@ -163,7 +170,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
 
 def _gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad is None:
-        return (None,) * 9
+        return (None,) * 10
     x, weight, bias, mean, var, y = ctx.saved_tensors
     needs = ctx.needs_input_grad
     has_weight, has_bias, has_residual = ctx.has
@@ -176,7 +183,7 @@ def _gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     gradients = [tensor if asked else None for tensor, asked in zip(got, wanted, strict=True)]
     if needs_residual and not active:
         gradients[3] = grad
-    return (*gradients, None, None, None, None, None)
+    return (*gradients, *(None,) * 6)
 
 
 register.register_autograd("pyserve::batch_norm_relu", _gradient, setup_context=_setup)

@@ -27,9 +27,9 @@ def fuse(model: nn.Module, *, inference: bool) -> FusedModel:
 
     Training form (`inference=False`): every `nn.Conv2d` and `nn.BatchNorm2d` runs on our operators; ReLU and
     ReLU6, with the residual addition before them if there is one, become part of the BatchNorm or convolution
-    before, or one pass of their own. Parameters and buffers are the model's own objects: an optimiser made for one
-    trains the other, and moving one to another device or dtype spoils the other (move first, or go on with the
-    fused one only).
+    before, or one pass of their own; on tensor cores a convolution gives the BatchNorm after it the statistics.
+    Parameters and buffers are the model's own objects: an optimiser made for one trains the other, and moving one
+    to another device or dtype spoils the other (move first, or go on with the fused one only).
 
     Inference form: BatchNorms that follow a convolution are folded into it, and residual addition and activation
     happen in the convolution's epilogue. On the CPU, layers that nobody watches (hooks, autograd, autocast,
@@ -57,11 +57,13 @@ def fuse(model: nn.Module, *, inference: bool) -> FusedModel:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     graphs = _trace(root, modes=(False,) if inference else (True, False))
     folds: list[tuple[str, str]] = []
-    for graph in graphs.values():
+    for training, graph in graphs.items():
         rewriter = Rewriter(root, graph)
         if inference:
             folds = rewriter.fold_batch_norms()
         rewriter.fuse_epilogues()
+        if training:
+            rewriter.join_norms()
     return FusedModel(root, graphs, folds, chain_up(root, graphs[False]) if inference else None)
 
 

@@ -16,7 +16,7 @@ class VariantInfo:
     name: str  # operator, algorithm, instruction set: "conv2d_direct_avx512"
     op: str
     algorithm: str
-    needs: str  # instruction set: scalar, avx2, avx512, or cuda
+    needs: str  # instruction set: scalar, avx2, avx512, avx512_bf16, or cuda
     device: str  # cpu or cuda
     available: bool  # this machine can run it, and the ISA in use allows it
     calls: int

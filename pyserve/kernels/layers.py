@@ -6,12 +6,13 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from pyserve.errors import InvalidArgumentError
 from pyserve.kernels.batch_norm import batch_norm_relu
 from pyserve.kernels.calls import BOUNDS, Activation, activated
 from pyserve.kernels.ops import bias_relu, conv2d
+from pyserve.kernels.statistics import conv2d_statistics, gives_statistics
 
 
 class Conv2d(nn.Conv2d):
@@ -62,6 +63,12 @@ class Conv2d(nn.Conv2d):
         taps = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
         return (size + 2 * added - taps) // self.stride[axis] + 1
 
+    def with_statistics(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """conv(x) [N, K, P, Q], and the mean and variance [K] of its channels; padding by numbers, with zeros."""
+        padding = cast("tuple[int, ...]", self.padding)
+        numbers = list(self.stride), list(padding), list(self.dilation), self.groups
+        return conv2d_statistics(x, self.weight, self.bias, *numbers)
+
 
 class FoldedConv2d(Conv2d):
     """A convolution with the BatchNorm that follows it folded in, for inference.
@@ -105,8 +112,17 @@ class BatchNorm2d(nn.BatchNorm2d):
     Takes, beside x [N, C, H, W], what the same pass can do as well: a residual to add and an activation.
     """
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, activation: Activation = "none") -> Tensor:
-        """`activation(norm(x) + residual)`, the sizes of x; the residual may be any tensor that broadcasts."""
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        activation: Activation = "none",
+        statistics: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """`activation(norm(x) + residual)`, the sizes of x; the residual may be any tensor that broadcasts.
+
+        `statistics`: the mean and the biased variance of x, where they are known.
+        """
         self._check_input_dim(x)
         fits = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
         training = self.training or self.running_mean is None
@@ -122,6 +138,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.eps,
             residual=residual if fits else None,
             activation=activation if fits else "none",
+            statistics=statistics,
         )
         return y if fits or residual is None else activated(y + residual, activation)
 
@@ -136,6 +153,29 @@ class BatchNorm2d(nn.BatchNorm2d):
             return self.momentum or 0.0
         self.num_batches_tracked.add_(1)
         return 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+
+
+def conv_norm(
+    conv: Conv2d,
+    norm: BatchNorm2d,
+    x: Tensor,
+    residual: Tensor | None = None,
+    activation: Activation = "none",
+) -> Tensor:
+    """`norm(conv(x), residual, activation)` in training; the convolution gives the statistics where it can.
+
+    It cannot where somebody watches either module, the BatchNorm is frozen, or x is a stand-in of torch.fx.
+    """
+    watched = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (conv, norm))
+    plain = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    traced = isinstance(x, fx.Proxy)
+    if traced or watched or not norm.training or not plain or x.dim() != 4 or not gives_statistics(x):
+        others = () if residual is None else (residual,)
+        options = {} if activation == "none" else {"activation": activation}
+        y: Tensor = norm(conv(x), *others, **options)
+        return y
+    y, statistics = conv.with_statistics(x)
+    return norm.forward(y, residual, activation, statistics)
 
 
 class AddReLU(nn.Module):

@@ -71,18 +71,18 @@ def conv2d(
     if isinstance(padding, str):
         x, padding = _named_padding(x, weight, stride, padding, dilation)
     numbers = (stride, pair(padding), dilation, groups)
-    tf32 = x.is_cuda and x.dtype is torch.float32 and _tf32_allowed()
+    tf32 = x.is_cuda and x.dtype is torch.float32 and tf32_allowed()
     result: Tensor = call(torch.ops.pyserve.conv2d, x, weight, bias, residual, *numbers, lo, hi, tf32)
     return result
 
 
-def _tf32_allowed() -> bool:
+def tf32_allowed() -> bool:
     """Whether PyTorch's own convolutions of float32 may use TF32 on a GPU; a compiled graph keeps the answer."""
     return bool(_cudnn.conv.fp32_precision == "tf32")
 
 
 # What torch.compiler.assume_constant_result does, without loading the compiler here.
-_tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _named_padding(
@@ -102,7 +102,7 @@ def _named_padding(
     return x, [total // 2 for total in totals]
 
 
-def _conv2d_fake(
+def conv2d_fake(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -119,7 +119,7 @@ def _conv2d_fake(
     return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=output_format(x))
 
 
-register.register_fake("pyserve::conv2d", _conv2d_fake)
+register.register_fake("pyserve::conv2d", conv2d_fake)
 
 
 def _conv2d_sizes(
@@ -325,22 +325,23 @@ register.register_autograd(
 # ------------------------------------------------------------ autocast
 
 
-def _conv2d_autocast(device: str) -> Callable[..., Tensor]:
+def _autocast(name: str, device: str) -> Callable[..., Any]:
     """Like PyTorch's own convolution: under autocast all tensors are cast to the autocast dtype."""
 
-    def conv2d_cast(*args: Any) -> Tensor:
+    def cast_and_call(*args: Any) -> Any:
         dtype = torch.get_autocast_dtype(device)
         cast = [
-            arg.to(dtype) if isinstance(arg, Tensor) and arg.dtype in (torch.float32, *_HALVES) else arg
+            arg.to(dtype) if isinstance(arg, Tensor) and arg.dtype in (torch.float32, *HALVES) else arg
             for arg in args
         ]
         with torch.autocast(device, enabled=False):
-            return torch.ops.pyserve.conv2d(*cast)  # type: ignore[no-any-return]
+            return getattr(torch.ops.pyserve, name)(*cast)
 
-    return conv2d_cast
+    return cast_and_call
 
 
-_HALVES = (torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
 _library = register.Library("pyserve", "IMPL")  # keeps the registrations alive
-_library.impl("conv2d", _conv2d_autocast("cpu"), "AutocastCPU")
-_library.impl("conv2d", _conv2d_autocast("cuda"), "AutocastCUDA")
+for _name in ("conv2d", "conv2d_statistics"):
+    _library.impl(_name, _autocast(_name, "cpu"), "AutocastCPU")
+    _library.impl(_name, _autocast(_name, "cuda"), "AutocastCUDA")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from pyserve.kernels.calls import Activation
-from pyserve.kernels.layers import AddReLU, BatchNorm2d, Conv2d, FoldedConv2d
+from pyserve.kernels.layers import AddReLU, BatchNorm2d, Conv2d, FoldedConv2d, conv_norm
 
 _FUNCTIONS: dict[Any, tuple[Activation, bool]] = {  # the activation, and whether it works in place
     F.relu: ("relu", False),
@@ -99,6 +99,23 @@ class Rewriter:
             if host is not None and terms is not None:
                 self._into_host(host, terms, node, "none")
                 self.graph.erase_node(host)
+
+    def join_norms(self) -> None:
+        """Each BatchNorm with the convolution before it, which may give it the statistics. For training."""
+        for node in list(self.graph.nodes):
+            conv, norm = node.args[0] if node.args else None, self._module(node)
+            if type(norm) is not BatchNorm2d or not isinstance(conv, fx.Node) or not self._is_bare(conv, Conv2d):
+                continue
+            if type(self._module(conv)) is not Conv2d or not self._can_move(conv, node):
+                continue
+            if conv in node.args[1:]:  # which adds what it normalises
+                continue
+            with self.graph.inserting_before(node):
+                modules = [self.graph.get_attr(str(n.target)) for n in (conv, node)]
+                args = (*modules, conv.args[0], *node.args[1:])
+                joined = self.graph.call_function(conv_norm, args, dict(node.kwargs))
+            self._replace(node, joined)
+            self.graph.erase_node(conv)
 
     def _fuse_activation(self, node: fx.Node, activation: Activation) -> None:
         terms = tuple(term for term in node.args if isinstance(term, fx.Node))  # two of AddReLU with a residual

@@ -122,10 +122,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         )
 
     async def _abort(self, error: Exception, method: str, request_id: str, context: Any) -> None:
-        """Answer the call with the error; raises gRPC's AbortError."""
+        """Answer the call with the error; raises gRPC's AbortError, or CancelledError where the caller left."""
         status = rpc_status.to_status(self._statuses.tell(error, method, request_id))
         metadata = (*status.trailing_metadata, (REQUEST_ID_KEY, request_id))
-        await context.abort(status.code, status.details, metadata)
+        try:
+            await context.abort(status.code, status.details, metadata)
+        except grpc.aio.InternalError:  # it went at this moment, which gRPC would log as an error of ours
+            raise asyncio.CancelledError from None
 
 
 class _Messages:

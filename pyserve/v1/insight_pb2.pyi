@@ -2027,7 +2027,7 @@ class KernelsResponse(_message.Message):
     VARIANTS_FIELD_NUMBER: _builtins.int
     FALLBACKS_FIELD_NUMBER: _builtins.int
     isa_found: _builtins.str
-    """Best instruction set found on the processor: "scalar", "avx2" or "avx512"."""
+    """Best instruction set found on the processor: "scalar", "avx2", "avx512" or "avx512_bf16"."""
     isa_used: _builtins.str
     """The one in use, which PYSERVE_CPU_ISA can lower."""
     cuda_loaded: _builtins.bool

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 # ruff: noqa: N802  # gRPC names the methods
+import asyncio
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,7 @@ from google.rpc import error_details_pb2
 
 from pyserve.client import Client
 from pyserve.client.hedging import Hedge
+from pyserve.client.transport import AioTransport
 from pyserve.errors import (
     DeadlineExceededError,
     InvalidArgumentError,
@@ -184,6 +187,21 @@ def test_both_end_with_the_deadline(client: Any, slow: Slow) -> None:
     with pytest.raises(DeadlineExceededError):
         answering(client, timeout_s=4 * AFTER_S)
     eventually(lambda: sorted(slow.cancelled) == [0, 1])
+
+
+async def test_an_answer_counts_before_an_error_of_the_same_moment() -> None:
+    for _ in range(20):
+        transport, go, numbers = AioTransport.__new__(AioTransport), asyncio.Event(), itertools.count()
+
+        async def unary(*_: Any, numbers: Any = numbers, go: asyncio.Event = go) -> str:
+            if next(numbers) == 0:
+                await go.wait()
+                return "answer"
+            go.set()
+            raise UnavailableError("gone")
+
+        transport.unary = unary  # type: ignore[method-assign]
+        assert await transport.hedged(None, None, 20.0, Hedge(0.001)) == "answer"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("after_s", [0, -1, float("nan")])

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pyserve import models
+from pyserve.data.transforms import normalize
 from pyserve.errors import CancelledError, DataLossError, FailedPreconditionError, InternalError
 from pyserve.inference import onnx_export
 from pyserve.inference.bundle import load_bundle, save_bundle
@@ -32,6 +33,7 @@ from pyserve.inference.predictor import Predictor
 LABELS = ("cat", "dog", "Käfer", "d, 'e'")
 NAME = "models/m/versions/3"
 TEMPERATURE = 1.7
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.1)
 # Larger than its own size for a network whose pooling then has to be more than an average of all.
 SIDES = {"smallnet": 24, "resnet20": 33, "resnet56": 32, "vgg16": 96, "vgg16_bn": 64}
 
@@ -46,15 +48,18 @@ def bundle(folder: Path, architecture: str) -> Path:
             module.momentum = 1.0
     head = [module for module in network.modules() if isinstance(module, torch.nn.Linear)][-1]
     with torch.no_grad():  # as after a training: statistics of what comes in, answers that differ
-        network(pictures(8, side))
-        head.weight.div_(network.eval()(pictures(8, side)).std(dim=0).mean())
+        network(normalize(pictures(8, side), MEAN, STD))
+        logits = network.eval()(normalize(pictures(8, side), MEAN, STD))
+        scale = logits.std(dim=0).mean()
+        head.weight.div_(scale)
+        head.bias.sub_(logits.mean(dim=0)).div_(scale)
     save_bundle(
         folder,
         network,
         architecture=architecture,
         labels=LABELS,
-        preprocessing=Preprocessing(image_size=side, presize=side + 4, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1)),
-        golden_inputs=torch.randint(0, 256, (2, 3, side + 4, side + 4), dtype=torch.uint8),
+        preprocessing=Preprocessing(image_size=side, presize=side + 4, mean=MEAN, std=STD),
+        golden_inputs=(pictures(2, side + 4) * 255).to(torch.uint8),
     )
     change(folder, temperature=TEMPERATURE)
     return folder

@@ -185,11 +185,13 @@ class Emulator:
         *,
         capability: int = 80,
         tile: str = "",
+        sampled: bool = False,
     ) -> int:
         """Run a variant. Inputs and outputs are dense, and in the order of the operator's argument struct.
 
         The device has so many multiprocessors that small tiles are chosen in one ordering, so few that large ones
-        are in the other; a tile may be asked for by name.
+        are in the other; a tile may be asked for by name. `sampled`: only the first and the last block of each
+        launch run.
 
         Returns:
             The number of blocks that ran.
@@ -198,7 +200,8 @@ class Emulator:
             ViolationError: where the kernel broke a rule of the programming model.
         """
         tensors = [*inputs, *outputs]
-        pointers = (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
+        # A struct may have more members, which are null then.
+        pointers = (ctypes.c_void_p * 16)(*(None if t is None else t.data_ptr() for t in tensors))
         ranges = [
             _Range(t.data_ptr(), t.numel() * t.element_size(), i >= len(inputs))
             for i, t in enumerate(tensors)
@@ -214,6 +217,7 @@ class Emulator:
             capability,
             1 if ordering == "early" else 132,
             TILES.index(tile) if tile else -1,
+            ctypes.c_bool(sampled),
         )
         if error is not None:
             raise ViolationError(error.decode())
@@ -226,18 +230,50 @@ class Emulator:
         self.run(variant, problem, [nhwc(t.x), nhwc(t.weight), t.bias, nhwc(t.residual)], [y], ordering)
         return y.permute(0, 3, 1, 2)
 
-    def conv2d_dgrad(self, variant: str, t: Tensors, ordering: str, *, tf32: bool = False) -> Tensor:
-        """The gradient of x, [N, C, H, W]."""
-        dx = poisoned_like(nhwc(t.x))
+    def conv2d_statistics(
+        self, variant: str, t: Tensors, ordering: str, *, tf32: bool = False, tile: str = "", bias: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """conv(x, weight) + bias [N, P, Q, K], and the mean and variance [K] of its channels."""
+        y = poisoned_like(nhwc(t.residual))
+        mean, var = (torch.full((t.case.K,), float("nan")) for _ in range(2))
         problem = conv2d_problem(t.case, t.x.dtype, tf32=tf32)
-        self.run(variant, problem, [nhwc(t.grad), nhwc(t.weight)], [dx], ordering)
+        inputs = [nhwc(t.x), nhwc(t.weight), t.bias if bias else None, None]
+        self.run(variant, problem, inputs, [y, None, mean, var], ordering, tile=tile)
+        return y, mean, var
+
+    def conv2d_dgrad(
+        self,
+        variant: str,
+        t: Tensors,
+        ordering: str,
+        *,
+        tf32: bool = False,
+        y: Tensor | None = None,
+        activation: str = "none",
+    ) -> Tensor:
+        """The gradient of x, [N, C, H, W], through the activation whose output y is, where it is given."""
+        dx = poisoned_like(nhwc(t.x))
+        problem = conv2d_problem(t.case, t.x.dtype, activation, tf32=tf32)
+        self.run(variant, problem, [nhwc(t.grad), nhwc(t.weight), None if y is None else nhwc(y)], [dx], ordering)
         return dx.permute(0, 3, 1, 2)
 
-    def conv2d_wgrad(self, variant: str, t: Tensors, ordering: str, *, tf32: bool = False) -> Tensor:
-        """The gradient of weight, [K, C/groups, R, S]."""
+    def conv2d_wgrad(
+        self,
+        variant: str,
+        t: Tensors,
+        ordering: str,
+        *,
+        tf32: bool = False,
+        y: Tensor | None = None,
+        activation: str = "none",
+        dbias: Tensor | None = None,
+    ) -> Tensor:
+        """The gradient of weight, [K, C/groups, R, S], likewise; that of the bias goes to `dbias` [K]."""
         dw = poisoned_like(nhwc(t.weight))
-        problem = conv2d_problem(t.case, t.x.dtype, tf32=tf32)
-        self.run(variant, problem, [nhwc(t.grad), nhwc(t.x)], [dw], ordering)
+        problem = conv2d_problem(t.case, t.x.dtype, activation, tf32=tf32)
+        self.run(
+            variant, problem, [nhwc(t.grad), nhwc(t.x), None if y is None else nhwc(y)], [dw, dbias], ordering
+        )
         return dw.permute(0, 3, 1, 2)
 
 

@@ -9,8 +9,9 @@ import sys
 
 import torch
 
-from pyserve.kernels import batch_norm_relu, info
+from pyserve.kernels import batch_norm_relu, conv2d, info
 from pyserve.kernels._extension import C
+from pyserve.kernels.statistics import conv2d_statistics
 from tests.kernels.cases import square
 from tests.kernels.reference import Tensors
 from tests.kernels.support import DTYPES, NO_ACTIVATION, covered_dtypes, numbers, variants
@@ -48,6 +49,11 @@ def main() -> None:
             torch.ops.pyserve.bias_relu_backward(x, y, 0.0, 6.0, True)
         x = torch.randn(3, 24, 9, 9).to(dtype).cuda().requires_grad_()
         batch_norm_relu(x, None, None, training=True, residual=x.detach()).sum().backward()
+        batch_norm_relu(x.repeat(80, 1, 1, 1), None, None, training=True).sum().backward()
+        weight = torch.randn(40, 24, 3, 3).to(dtype).cuda().requires_grad_()
+        conv2d_statistics(x, weight, None, 1, 1, 1, 1)[0].sum().backward()
+        bias = torch.randn(40).to(dtype).cuda().requires_grad_()
+        conv2d(x, weight, bias, padding=1, activation="relu").sum().backward()
     torch.cuda.synchronize()
     idle = [
         variant.name

@@ -22,6 +22,11 @@ def variants(op: str, device: str | None = None) -> list[VariantInfo]:
     return [variant for variant in info().variants if variant.op == op and device in (None, variant.device)]
 
 
+def float32_isa(isa: str) -> str:
+    """The instruction set of the float32 kernels where this one is in use."""
+    return isa.removesuffix("_bf16")
+
+
 def numbers(case: Case) -> tuple[list[int], list[int], list[int], int]:
     """stride, padding, dilation and groups as the operators take them."""
     return list(case.stride), list(case.padding), list(case.dilation), case.groups

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyserve.kernels import VariantInfo, conv2d
 from tests.kernels import reference
-from tests.kernels.cases import CASES, EMPTY, Case
+from tests.kernels.cases import CASES, EMPTY, Case, square
 from tests.kernels.reference import Tensors
 from tests.kernels.support import NO_ACTIVATION, covered, covered_dtypes, numbers
 
@@ -38,6 +38,8 @@ def test_forward(variant: VariantInfo, case: Case, use_variant: Use, calls: Call
         if variant.algorithm in reference.WINOGRAD and dtype is torch.float32:
             own = reference.onednn(t.x, t.weight, case.padding, case.stride)
             expected.check_norm(y, reference.clamp(own + added, activation))
+        elif variant.name in reference.ROUNDED_FACTORS:
+            expected.check_pairs_norm(y)
         else:
             own = reference.conv2d(t.x, t.weight, case)
             expected.check(y, reference.clamp(own + added, activation))
@@ -96,6 +98,24 @@ def test_gradients_through_the_activation(device: str, activation: str, dtype: t
     for_weight.check(dw)
     for_bias.check(db)
     assert torch.equal(dresidual.cpu().double(), for_residual)
+
+
+@pytest.mark.parametrize(
+    "case", [square(2, 16, 9, 40, 3, 2, 1), square(3, 24, 7, 72, 1), square(2, 3, 9, 24, 7, 2, 3)], ids=str
+)
+@pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_without_a_residual(device: str, activation: str, dtype: torch.dtype, case: Case) -> None:
+    """Where nobody wants the masked gradient itself, kernels may apply the mask as they load it."""
+    t = Tensors.random(case, dtype, post_relu=False, device=device)
+    y = reference.clamp(4 * t.residual, activation)
+    bounds = reference.BOUNDS[activation]
+    expected = reference.expected_backward(t, y, activation)
+    for wanted in ([True, True, True], [True, True, False], [False, True, True], [True, False, True]):
+        got = backward(t, y, bounds, [*wanted, False])
+        for one, want, asked in zip(got, expected, wanted, strict=False):
+            if asked:
+                want.check(one)
 
 
 def test_only_the_gradients_asked_for_are_computed(device: str) -> None:

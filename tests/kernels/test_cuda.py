@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyserve.kernels import batch_norm_relu, bias_relu, conv2d, info
+from pyserve.kernels.statistics import conv2d_statistics
 from tests.kernels import reference
 from tests.kernels.cases import square
 from tests.kernels.reference import Tensors
@@ -24,7 +25,9 @@ def step(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
     leaves = [t.detach().requires_grad_() for t in (x, weight, bias)]
     y = bias_relu(conv2d(*leaves, stride=2, padding=1, activation="relu"), activation="relu6")
     y = batch_norm_relu(y, None, None, training=True, residual=y)
-    y = conv2d(y, leaves[1].mean((2, 3), keepdim=True).transpose(0, 1))  # 1×1
+    y = conv2d(y, leaves[1].mean((2, 3), keepdim=True).transpose(0, 1), activation="relu")  # 1×1
+    y, statistics = conv2d_statistics(y, leaves[1], leaves[2], 1, 1, 1, 1)
+    y = batch_norm_relu(y, None, None, training=True, statistics=statistics)
     return [y.detach(), *torch.autograd.grad(y.square().sum(), leaves)]
 
 
@@ -78,6 +81,18 @@ def test_results_are_the_same_every_time() -> None:
     first = step(x, weight, bias)
     for _ in range(5):
         assert all(torch.equal(a, b) for a, b in zip(step(x, weight, bias), first, strict=True))
+
+
+def test_deterministic_mode_refuses_nothing() -> None:
+    """Our operators have no other mode: nothing raises, nothing warns, results are the same every time."""
+    before = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        x, weight, bias = tensors(torch.bfloat16)
+        first = step(x, weight, bias)
+        assert all(torch.equal(a, b) for a, b in zip(step(x, weight, bias), first, strict=True))
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=before)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -134,4 +149,8 @@ def test_more_than_32_bits_of_elements() -> None:
     y = conv2d(x, weight, stride=2)
     assert torch.equal(y[:, :, -4:], conv2d(x[:, :, -8:].contiguous(memory_format=LAST), weight, stride=2))
     z = bias_relu(x)
+    assert torch.equal(z[:, :, -8:], x[:, :, -8:].relu())
+    del y, z
+    mean, var = torch.zeros(8, device="cuda"), torch.ones(8, device="cuda")
+    z = batch_norm_relu(x, mean, var, eps=0.0)
     assert torch.equal(z[:, :, -8:], x[:, :, -8:].relu())

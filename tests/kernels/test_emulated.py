@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyserve.kernels import VariantInfo
 from tests.kernels import emulation, reference
-from tests.kernels.cases import CASES, Case
+from tests.kernels.cases import CASES, Case, square
 from tests.kernels.emulation import ORDERINGS, Emulator, Patch, nhwc
 from tests.kernels.reference import Expected, Tensors, sum_bound
 from tests.kernels.support import DTYPES, covered, covered_dtypes, variants
@@ -74,6 +74,71 @@ def test_gradient_of_weight(emulator: Emulator, variant: VariantInfo, case: Case
             expected.check(emulator.conv2d_wgrad(variant.name, t, ordering))
 
 
+# ------------------------------------------------------------ the activation's mask, as the gradient is loaded
+
+MASKED_CASES = [
+    square(2, 24, 9, 40, 3, 1, 1),
+    square(1, 40, 12, 136, 3, 2, 1),
+    square(2, 5, 7, 13, 3, 1, 1),
+    square(1, 3, 17, 24, 7, 2, 3),
+    square(2, 32, 7, 48, 3, 1, 1, groups=2),
+    square(2, 72, 9, 130, 1),
+    square(2, 24, 9, 40, 1, 2),
+    square(6, 8, 20, 70, 1),
+]
+MASKED = [
+    (algorithm, case, dtype)
+    for algorithm in ("mma", "pointwise")
+    for case in MASKED_CASES
+    for dtype in (torch.bfloat16, torch.float16, torch.float32)
+    if algorithm == "mma" or case.R == 1
+]
+
+
+@pytest.mark.parametrize(("algorithm", "case", "dtype"), MASKED, ids=str)
+def test_gradients_through_the_activation(
+    emulator: Emulator, algorithm: str, case: Case, dtype: torch.dtype
+) -> None:
+    """Those of x, weight and bias from grad and y, by kernels that nothing has masked grad for."""
+    t = Tensors.random(case, dtype, post_relu=False)
+    if dtype is torch.float32:
+        t.x, t.weight, t.grad = in_tf32(t.x), in_tf32(t.weight), in_tf32(t.grad)
+    for ordering, activation in zip(ORDERINGS, ("relu", "relu6"), strict=True):
+        y = reference.clamp(4 * t.residual, activation)
+        y[0, 0, 0, 0] = float("nan")  # lets the gradient pass
+        for_x, for_weight, for_bias, _ = reference.expected_backward(t, y, activation)
+        seen = {"tf32": dtype is torch.float32, "y": y, "activation": activation}
+        for_x.check(emulator.conv2d_dgrad(f"conv2d_dgrad_{algorithm}_sm80", t, ordering, **seen))
+        dbias = torch.full((case.K,), float("nan"), dtype=dtype)
+        for_weight.check(emulator.conv2d_wgrad(f"conv2d_wgrad_{algorithm}_sm80", t, ordering, **seen, dbias=dbias))
+        for_bias.check(dbias)
+
+
+@pytest.mark.parametrize("tile", emulation.TILES)
+@pytest.mark.parametrize("algorithm", ["mma", "pointwise"])
+def test_every_tile_masks(emulator: Emulator, algorithm: str, tile: str) -> None:
+    t = Tensors.random(TILED[algorithm], torch.bfloat16, post_relu=False)
+    y = reference.clamp(4 * t.residual, "relu6")
+    grad, x, weight, seen = map(nhwc, (t.grad, t.x, t.weight, y))
+    problem = emulation.conv2d_problem(t.case, t.x.dtype, "relu6")
+    for_x, for_weight, for_bias, _ = reference.expected_backward(t, y, "relu6")
+    dx, dw, dbias = (emulation.poisoned_like(like) for like in (x, weight, t.bias))
+    emulator.run(f"conv2d_dgrad_{algorithm}_sm80", problem, [grad, weight, seen], [dx], "early", tile=tile)
+    emulator.run(f"conv2d_wgrad_{algorithm}_sm80", problem, [grad, x, seen], [dw, dbias], "late", tile=tile)
+    for_x.check(dx.permute(0, 3, 1, 2))
+    for_weight.check(dw.permute(0, 3, 1, 2))
+    for_bias.check(dbias)
+
+
+def test_the_bias_without_an_activation(emulator: Emulator) -> None:
+    t = Tensors.random(square(3, 16, 12, 20, 3, 1, 1), torch.float16, post_relu=False)
+    expected = reference.expected_backward(t, t.grad, "none")
+    for ordering in ORDERINGS:
+        dbias = emulation.poisoned_like(t.bias)
+        expected[1].check(emulator.conv2d_wgrad("conv2d_wgrad_mma_sm80", t, ordering, dbias=dbias))
+        expected[2].check(dbias)
+
+
 # ------------------------------------------------------------ float32 as TF32
 
 
@@ -124,11 +189,16 @@ TILED = {
 def test_every_tile_gives_the_same(emulator: Emulator, op: str, algorithm: str, tile: str) -> None:
     t = Tensors.random(TILED[algorithm], torch.bfloat16, post_relu=False)
     problem, (x, weight, grad) = emulation.conv2d_problem(t.case, t.x.dtype), map(nhwc, (t.x, t.weight, t.grad))
-    inputs = {"conv2d": [x, weight, None, None], "conv2d_dgrad": [grad, weight], "conv2d_wgrad": [grad, x]}[op]
+    inputs = {
+        "conv2d": [x, weight, None, None],
+        "conv2d_dgrad": [grad, weight, None],
+        "conv2d_wgrad": [grad, x, None],
+    }
     like = {"conv2d": grad, "conv2d_dgrad": x, "conv2d_wgrad": weight}[op]
     by_rule, asked_for = emulation.poisoned_like(like), emulation.poisoned_like(like)
-    emulator.run(f"{op}_{algorithm}_sm80", problem, inputs, [by_rule], "early")
-    emulator.run(f"{op}_{algorithm}_sm80", problem, inputs, [asked_for], "late", tile=tile)
+    more = [None] if op == "conv2d_wgrad" else []
+    emulator.run(f"{op}_{algorithm}_sm80", problem, inputs[op], [by_rule, *more], "early")
+    emulator.run(f"{op}_{algorithm}_sm80", problem, inputs[op], [asked_for, *more], "late", tile=tile)
     assert torch.equal(by_rule, asked_for)
 
 
@@ -224,7 +294,7 @@ def test_pixels_beyond_32_bit_offsets(emulator: Emulator, algorithm: str) -> Non
     emulator.run(f"conv2d_{algorithm}_sm80", problem, [x, weight, None, None], [y], "early")
     assert torch.equal(y, torch.stack([x[0, 0, 0], 0 * x[0, 0, 0], 0 * x[0, 0, 0], x[0, -1, -1]]))
     grad = torch.tensor([1.0, 0, 0, 2.0]).to(torch.bfloat16).repeat_interleave(8).view(1, 2, 2, 8)
-    emulator.run(f"conv2d_wgrad_{algorithm}_sm80", problem, [grad, x], [dw], "late")
+    emulator.run(f"conv2d_wgrad_{algorithm}_sm80", problem, [grad, x, None], [dw, None], "late")
     assert torch.equal(dw.view(8, 8), (x[0, 0, 0] + 2 * x[0, -1, -1]).expand(8, 8))
 
 
@@ -237,5 +307,5 @@ def test_gradient_of_x_beyond_32_bit_offsets(emulator: Emulator, variant: Varian
     grad, weight = zeros(1, SIDE, SIDE, 1), torch.tensor([1.0, 10.0, 100.0, 1000.0]).to(torch.bfloat16)
     grad[0, pad - 1 : pad + 1, pad - 1 : pad + 1, 0] = torch.tensor([[4, 3], [2, 1]])
     dx = emulation.poisoned_like(torch.empty(1, dtype=torch.bfloat16))
-    emulator.run(variant.name, emulation.conv2d_problem(case, torch.bfloat16), [grad, weight], [dx], "early")
+    emulator.run(variant.name, emulation.conv2d_problem(case, torch.bfloat16), [grad, weight, None], [dx], "early")
     assert torch.equal(dx, torch.tensor([1.0 + 20 + 300 + 4000]).to(torch.bfloat16))

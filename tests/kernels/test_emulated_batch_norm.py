@@ -12,9 +12,10 @@ from torch import Tensor
 from tests.kernels import emulation, reference
 from tests.kernels.emulation import ORDERINGS, Emulator
 from tests.kernels.support import DTYPES
+from tests.kernels.test_emulated import zeros
 
 EPS = 1e-5
-SIZES = [(2, 1), (300, 33), (70, 64), (1, 8), (9000, 5), (513, 264), (40, 1024)]
+SIZES = [(2, 1), (300, 33), (70, 64), (1, 8), (9000, 5), (513, 264), (40, 1024), (3000, 24), (1200, 72)]
 CASES = [(dtype, way) for dtype in DTYPES for way in ("relu", "relu6", "none")]
 
 
@@ -130,3 +131,25 @@ def test_what_is_not_given_or_not_wanted(emulator: Emulator, ordering: str) -> N
     given = [t["grad"], None, t["x"], None, None, mean, var]
     emulator.run(backward, problem, given, [dx, None, None, None], ordering)
     close(dx, torch.autograd.grad(expected, x, t["grad"].double())[0], torch.float32)
+
+
+def test_more_than_32_bits_of_elements(emulator: Emulator) -> None:
+    """The first and the last rows of more than 2³¹ numbers, forward and backward, with given statistics."""
+    rows, channels = 2**28 + 1000, 8
+    x, grad, y, dx, dresidual = (zeros(rows, channels) for _ in range(5))
+    assert x.numel() > 2**31
+    ends = torch.cat([torch.arange(40), torch.arange(rows - 40, rows)])
+    x[ends], grad[ends] = (torch.randn(80, channels).to(torch.bfloat16) for _ in range(2))
+    mean, var = torch.randn(channels), torch.rand(channels) + 0.5
+    problem = emulation.batch_norm_problem(x, "relu", training=False, eps=0.0)
+    emulator.run(
+        "batch_norm_relu_simt_cuda", problem, [x, None, None, None], [y, mean, var], "early", sampled=True
+    )
+    expected = ((x[ends].double() - mean.double()) * var.double().rsqrt()).relu()
+    close(y[ends], expected, torch.bfloat16)
+    given, dbias = [grad, None, x, None, None, mean, var], torch.zeros(channels)
+    outputs = [dx, None, dbias, dresidual]
+    emulator.run("batch_norm_relu_backward_simt_cuda", problem, given, outputs, "late", sampled=True)
+    g = reference.masked(grad[ends].double(), y[ends].double(), "relu")
+    assert torch.equal(dresidual[ends].double(), g)
+    close(dx[ends], g * var.double().rsqrt(), torch.bfloat16)

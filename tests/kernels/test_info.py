@@ -14,6 +14,7 @@ import torch
 
 from pyserve.kernels import conv2d, info
 from pyserve.kernels._extension import C
+from tests.kernels.support import float32_isa
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,7 +42,7 @@ def test_every_operator_has_a_variant_that_runs_everywhere() -> None:
 
 def test_a_plain_convolution_runs_on_the_best_variant(device: str) -> None:
     for size, algorithm in ((3, "winograd"), (5, "direct")):
-        name = f"conv2d_{algorithm}_{info().isa_in_use}" if device == "cpu" else "conv2d_simt_cuda"
+        name = f"conv2d_{algorithm}_{float32_isa(info().isa_in_use)}" if device == "cpu" else "conv2d_simt_cuda"
         before = info().calls.get(name, 0)
         conv2d(torch.zeros(1, 16, 6, 6, device=device), torch.zeros(8, 16, size, size, device=device))
         assert info().calls.get(name, 0) == before + 1
@@ -58,13 +59,13 @@ def test_the_environment_caps_the_isa(isa: str) -> None:
     assert result.returncode == 0, result.stderr
     in_use, calls = json.loads(result.stdout)
     assert in_use == isa
-    assert calls == {f"conv2d_direct_{isa}": 1}
+    assert calls == {f"conv2d_direct_{float32_isa(isa)}": 1}
 
 
 def test_an_unknown_isa_in_the_environment_is_told() -> None:
     result = run_python("from pyserve.kernels import info; info()", PYSERVE_CPU_ISA="sse9")
     assert result.returncode != 0
-    assert "PYSERVE_CPU_ISA: got 'sse9', expected scalar, avx2 or avx512" in result.stderr
+    assert "PYSERVE_CPU_ISA: got 'sse9', expected scalar, avx2, avx512 or avx512_bf16" in result.stderr
 
 
 def test_a_choice_is_logged_once_per_problem_class(caplog: pytest.LogCaptureFixture) -> None:

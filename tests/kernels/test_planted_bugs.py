@@ -36,6 +36,37 @@ def wgrad(variant: str, case: Case, dtype: torch.dtype = torch.float32) -> Check
     return check
 
 
+def masked(op: str, case: Case, dtype: torch.dtype) -> Check:
+    """Likewise of the gradients through a ReLU6, masked by the kernels themselves."""
+    t = Tensors.random(case, dtype, post_relu=False)
+    y = reference.clamp(4 * t.residual, "relu6")
+    for_x, for_weight, for_bias, _ = reference.expected_backward(t, y, "relu6")
+
+    def check(emulator: Emulator, ordering: str) -> None:
+        if op == "dgrad":
+            dx = emulator.conv2d_dgrad("conv2d_dgrad_mma_sm80", t, ordering, y=y, activation="relu6")
+            return for_x.check(dx)
+        dbias = emulation.poisoned_like(t.bias)
+        dw = emulator.conv2d_wgrad("conv2d_wgrad_mma_sm80", t, ordering, y=y, activation="relu6", dbias=dbias)
+        for_weight.check(dw)
+        return for_bias.check(dbias)
+
+    return check
+
+
+def moments(case: Case, dtype: torch.dtype) -> Check:
+    """Likewise of the statistics of conv2d's output."""
+    t = Tensors.random(case, dtype, post_relu=False)
+
+    def check(emulator: Emulator, ordering: str) -> None:
+        y, mean, var = emulator.conv2d_statistics("conv2d_mma_sm80", t, ordering)
+        exact = y.double().flatten(0, 2)
+        torch.testing.assert_close(mean.double(), exact.mean(0), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(var.double(), exact.var(0, correction=0), atol=1e-5, rtol=1e-5)
+
+    return check
+
+
 def dgrad(variant: str, case: Case, dtype: torch.dtype = torch.float32) -> Check:
     """Likewise of the gradient of x."""
     t = Tensors.random(case, dtype, post_relu=False)
@@ -66,6 +97,22 @@ def statistics(emulator: Emulator, ordering: str) -> None:
     assert torch.equal(mean, ones)
     assert torch.equal(var, ones)
     assert torch.equal(y, 0.5 * (x + 1))
+
+
+def norm_gradient(emulator: Emulator, ordering: str) -> None:
+    """The gradients of BatchNorm of a map that fits into shared memory."""
+    torch.manual_seed(0)
+    x, grad, weight = torch.randn(90, 40), torch.randn(90, 40), torch.ones(40)
+    mean, var = x.mean(0), x.var(0, correction=0)
+    dx, dweight, dbias = emulation.poisoned_like(x), emulation.poisoned_like(mean), emulation.poisoned_like(mean)
+    problem = emulation.batch_norm_problem(x, "none", training=True, eps=0.0)
+    given = [grad, None, x, weight, weight, mean, var]
+    emulator.run("batch_norm_relu_backward_simt_cuda", problem, given, [dx, dweight, dbias, None], ordering)
+    normal = (x - mean) / var.sqrt()
+    expected = (grad - grad.mean(0) - normal * (grad * normal).mean(0)) / var.sqrt()
+    torch.testing.assert_close(dx, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(dweight, (grad * normal).sum(0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(dbias, grad.sum(0), atol=1e-4, rtol=1e-4)
 
 
 SMALL = square(1, 16, 6, 24, 3, 1, 1)
@@ -149,7 +196,7 @@ PLANTED: dict[str, tuple[Patch, Check]] = {
         forward("conv2d_mma_sm80", *HALF),
     ),
     "mma: copies are not committed": (
-        Patch(PRODUCT, "device::copy_commit();\n    const", "const", "conv2d_mma"),
+        Patch(PRODUCT, "device::copy_commit();\n    multiply", "multiply", "conv2d_mma"),
         forward("conv2d_mma_sm80", *HALF),
     ),
     "mma: sums leave through stages still in use": (
@@ -181,7 +228,9 @@ PLANTED: dict[str, tuple[Patch, Check]] = {
         forward("conv2d_mma_sm80", *HALF),
     ),
     "mma: a swizzle on the way in that is not undone": (
-        Patch(PRODUCT, "Tile::address(line, chunk_)", "Tile::address(line ^ 1, chunk_)", "conv2d_mma"),
+        Patch(
+            PRODUCT, "tile + Tile::address(line, chunk_)", "tile + Tile::address(line ^ 1, chunk_)", "conv2d_mma"
+        ),
         forward("conv2d_mma_sm80", *HALF),
     ),
     "mma: the transposed load takes other rows": (
@@ -209,8 +258,8 @@ PLANTED: dict[str, tuple[Patch, Check]] = {
     "mma: the end of the sum is not looked at": (
         Patch(
             PRODUCT,
-            "copy(tile, i, part, exists_[i] && inner_at < end, outer_[i], inner)",
-            "copy(tile, i, part, exists_[i], outer_[i], inner)",
+            "copy(tile, i, part, exists_[i] && inner_at < end, outer_[i], inner, distance)",
+            "copy(tile, i, part, exists_[i], outer_[i], inner, distance)",
             "conv2d_mma",
         ),
         forward("conv2d_mma_sm80", *HALF),
@@ -223,6 +272,79 @@ PLANTED: dict[str, tuple[Patch, Check]] = {
             "conv2d_mma",
         ),
         forward("conv2d_mma_sm80", square(2, 5, 9, 40, 3, 1, 1), torch.bfloat16),
+    ),
+    "mask: chunks are masked before they are there": (
+        Patch(
+            PRODUCT,
+            "device::copy_wait<Shape::kStages - 2>();\n    unsigned char* const at = shared",
+            "unsigned char* const at = shared",
+            "conv2d_dgrad_mma",
+        ),
+        masked("dgrad", *HALF),
+    ),
+    "mask: others see chunks before they are masked": (
+        Patch(PRODUCT, "    device::block_barrier();  // everybody's", "    // everybody's", "conv2d_dgrad_mma"),
+        masked("dgrad", *HALF),
+    ),
+    "mask: the chunks masked are not those copied": (
+        Patch(
+            PRODUCT,
+            "const int32_t at = Tile::address(line, chunk_);",
+            "const int32_t at = Tile::address(line, chunk_ ^ 1);",
+            "conv2d_dgrad_mma",
+        ),
+        masked("dgrad", *HALF),
+    ),
+    "mask: the stages of y overlap the next": (
+        Patch(
+            PRODUCT,
+            "Shape::kStageBytes + masked_bytes<Shape>(product);\n  const auto",
+            "Shape::kStageBytes;\n  const auto",
+            "conv2d_dgrad_mma",
+        ),
+        masked("dgrad", *HALF),
+    ),
+    "mask: the upper bound is not looked at": (
+        Patch(PRODUCT, "value <= lo || value >= hi", "value <= lo", "conv2d_wgrad_mma"),
+        masked("wgrad", *COLUMNS),
+    ),
+    "mask: the bias is summed by every column of tiles": (
+        Patch(
+            PRODUCT,
+            "column == 0 && device::thread_index() < Shape::kRows && mine",
+            "device::thread_index() < Shape::kRows && mine",
+            "conv2d_wgrad_mma",
+        ),
+        masked("wgrad", *COLUMNS),
+    ),
+    "moments: a warp's are stored over sums that others still read": (
+        Patch(PRODUCT, "  device::block_barrier();  // the sums have left\n", "", "conv2d_mma"),
+        moments(*HALF),
+    ),
+    "moments: those of other warps are merged before they are there": (
+        Patch(
+            PRODUCT,
+            "* Shape::kColumns + at, moments);\n  device::block_barrier();",
+            "* Shape::kColumns + at, moments);",
+            "conv2d_mma",
+        ),
+        moments(*HALF),
+    ),
+    "moments: rows beyond the last are counted": (
+        Patch("moments.h", "if (i < left) more.count += 1, more.mean", "more.count += 1, more.mean", "conv2d_mma"),
+        moments(*HALF),
+    ),
+    "moments: the distance of two means is left out": (
+        Patch("moments.h", "other.squares + distance * distance * (count * share)", "other.squares", "conv2d_mma"),
+        moments(*HALF),
+    ),
+    "moments: the last tile counts as a full one": (
+        Patch("channel_sums.cuh", "left < most ? left : most", "most", "conv2d_mma"),
+        moments(*HALF),
+    ),
+    "channel sums: they are added before they are there": (
+        Patch("channel_sums.cuh", "  device::block_barrier();\n", "", "batch_norm_relu_simt"),
+        statistics,
     ),
     "pointwise: a stride is not seen": (
         Patch(OPERANDS, "if (g->step_h == 1 && g->step_w == 1)", "if (g->step_h > 0)", "conv2d_pointwise"),
@@ -274,6 +396,33 @@ PLANTED: dict[str, tuple[Patch, Check]] = {
             "batch_norm_relu_simt",
         ),
         statistics,
+    ),
+    "batch_norm: a slice's sums are added before they are there": (
+        Patch(
+            NORM,
+            "  device::block_barrier();\n  const int64_t channel = device::block_index() * width",
+            "  const int64_t channel = device::block_index() * width",
+            "batch_norm_relu_simt",
+        ),
+        norm_gradient,
+    ),
+    "batch_norm: a slice's totals are used before they are there": (
+        Patch(
+            NORM,
+            "  device::block_barrier();\n  if (!works || args.dx == nullptr) return;",
+            "  if (!works || args.dx == nullptr) return;",
+            "batch_norm_relu_simt",
+        ),
+        norm_gradient,
+    ),
+    "batch_norm: a slice keeps its rows over others": (
+        Patch(
+            NORM,
+            "kept + (row * 2 + 1) * at.vectors + at.vector, x_kept",
+            "kept + (row + 1) * at.vectors, x_kept",
+            "batch_norm_relu_simt",
+        ),
+        norm_gradient,
     ),
     "batch_norm: the variance is of one row too few": (
         Patch(

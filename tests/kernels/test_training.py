@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyserve.kernels import fuse
+from pyserve.kernels import fuse, info
+from pyserve.kernels._extension import C
 
 STEPS = 6
 
@@ -75,3 +76,26 @@ def test_training_agrees_with_torch_in_float64(
     assert worst <= 1e-4
     for name, value in reference.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name].cpu().to(value.dtype), value, atol=1e-3, rtol=1e-3)
+
+
+def test_training_in_autocast_is_as_near_to_float64_as_torchs() -> None:
+    """bfloat16 forward and backward, on the quickest kernels that this machine has for it, and on plain ones."""
+    expected = train(network(), "cpu", torch.float64)
+
+    def distance(model: nn.Module) -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = train(model, "cpu", torch.float32)
+        return max(abs(a - b) for a, b in zip(losses, expected, strict=True))
+
+    allowed = 2 * distance(network())
+    isa = C.isa_in_use()
+    try:
+        for name in {isa, "scalar"}:
+            C.set_isa(name)
+            before = info()
+            assert distance(fuse(network(), inference=False)) <= allowed
+            ran = {call for call, count in info().calls.items() if count > before.calls.get(call, 0)}
+            assert any(call.startswith("conv2d_") and call.endswith(f"_{name}") for call in ran), ran
+            assert info().fallbacks == before.fallbacks
+    finally:
+        C.set_isa(isa)

@@ -90,7 +90,7 @@ def test_a_dataset_of_other_classes(stubs: Stubs, trained: jobs_pb2.Job) -> None
 def test_kernels(stubs: Stubs, trained: jobs_pb2.Job) -> None:
     stubs.insight.ConfusionMatrix(insight_pb2.ConfusionMatrixRequest(model="models/colours"), timeout=60)
     answer = stubs.insight.Kernels(insight_pb2.KernelsRequest(), timeout=20)
-    assert answer.isa_used in ("scalar", "avx2", "avx512")
+    assert answer.isa_used in ("scalar", "avx2", "avx512", "avx512_bf16")
     assert answer.build["torch_least"] == "2.10"
     forward = [v for v in answer.variants if v.op == "conv2d" and v.device == "cpu"]
     assert sum(v.calls for v in forward if v.available) > 0

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -188,3 +189,30 @@ async def test_a_client_that_leaves_ends_its_stream_and_idle_is_told() -> None:
         call.cancel()
         await asyncio.wait_for(running.echo.closed.wait(), 5)
         await asyncio.wait_for(running.interceptor.wait_idle(), 5)
+
+
+async def test_a_caller_that_goes_while_it_is_told_of_an_error_is_no_error() -> None:
+    class Context:
+        def set_trailing_metadata(self, metadata: Any) -> None:
+            pass
+
+        def invocation_metadata(self) -> Any:
+            return ()
+
+        async def abort(self, *_: Any) -> None:
+            raise grpc.aio.InternalError("Failed execute_batch")
+
+    async def fails(request: Any, context: Any) -> None:
+        raise NotFoundError("none")
+
+    async def continuation(details: Any) -> Any:
+        return grpc.unary_unary_rpc_method_handler(fails)
+
+    ended: list[tuple[str, str, float]] = []
+    interceptor = CallInterceptor(StatusTeller(), lambda *call: ended.append(call))
+    details = SimpleNamespace(method="/x/Y")
+    handler = await interceptor.intercept_service(continuation, details)
+    with pytest.raises(asyncio.CancelledError):
+        await handler.unary_unary(b"", Context())
+    assert [call[1] for call in ended] == ["NOT_FOUND"]
+    await asyncio.wait_for(interceptor.wait_idle(), 5)

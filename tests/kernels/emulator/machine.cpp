@@ -16,8 +16,9 @@ std::string at_offset(const unsigned char* at, const unsigned char* begin) { ret
 
 }  // namespace
 
-void Machine::configure(Ordering ordering, std::vector<Range> ranges) {
+void Machine::configure(Ordering ordering, bool sampled, std::vector<Range> ranges) {
   ordering_ = ordering;
+  sampled_ = sampled;
   blocks_run_ = 0;
   scratch_.clear();
   ranges_.clear();
@@ -103,6 +104,7 @@ void Machine::run(int64_t blocks, int32_t threads, int32_t shared_bytes, const s
     fibers_.back().stack = std::make_unique<unsigned char[]>(kStack);
   }
   for (int64_t i = 0; i < blocks; ++i) {
+    if (sampled_ && i != 0 && i != blocks - 1) continue;
     block_ = ordering_ == Ordering::early ? i : blocks - 1 - i;
     run_block();
   }

@@ -39,7 +39,8 @@ struct Range {
 
 class Machine {
  public:
-  void configure(Ordering ordering, std::vector<Range> ranges);
+  // `sampled`: of each launch the first and the last block alone, for what would take too long.
+  void configure(Ordering ordering, bool sampled, std::vector<Range> ranges);
   void run(int64_t blocks, int32_t threads, int32_t shared_bytes, const std::function<void()>& kernel);
   void* allocate(int64_t size_bytes);  // global memory, poisoned, until the next configure()
 
@@ -111,6 +112,7 @@ class Machine {
   std::string stuck() const;
 
   Ordering ordering_ = Ordering::early;
+  bool sampled_ = false;
   std::vector<GlobalRange> ranges_;
   std::vector<std::unique_ptr<unsigned char[]>> scratch_;
   std::vector<unsigned char> arena_;

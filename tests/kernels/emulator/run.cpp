@@ -25,11 +25,11 @@ void run(const std::string& name, const void* problem, const void* args, const Q
 // Returns null, or what went wrong.
 extern "C" __attribute__((visibility("default"))) const char* emulate(
     const char* name, const void* problem, const void* args, const pyserve::emulator::Range* ranges,
-    int32_t range_count, int32_t ordering, int32_t capability, int32_t multiprocessors, int32_t tile) {
+    int32_t range_count, int32_t ordering, int32_t capability, int32_t multiprocessors, int32_t tile, bool sampled) {
   using namespace pyserve::emulator;
   static std::string message;
   try {
-    machine.configure(static_cast<Ordering>(ordering), {ranges, ranges + range_count});
+    machine.configure(static_cast<Ordering>(ordering), sampled, {ranges, ranges + range_count});
     run(name, problem, args, {nullptr, capability, multiprocessors, tile, allocate, nullptr});
     return nullptr;
   } catch (const std::exception& error) {
