@@ -1,5 +1,5 @@
 # Thin: every target calls a script. `make help` lists them.
-.PHONY: help setup demo test lint bench gpu-check protos
+.PHONY: help setup demo test lint sanitize bench gpu-check protos
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -15,6 +15,9 @@ test: setup  ## all tests, with coverage
 
 lint: setup  ## ruff, mypy, clang-format
 	@scripts/lint
+
+sanitize: setup  ## the CPU kernels under the address and undefined behaviour sanitizers (minutes)
+	@scripts/sanitize
 
 bench: setup  ## the benchmarks of the README
 	@scripts/bench

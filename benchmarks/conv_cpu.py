@@ -56,7 +56,7 @@ GROUPS: dict[str, list[Layer]] = {
     "3×3": [
         *[square(64, 56), square(128, 28), square(256, 14), square(512, 7)],  # ResNet
         *[square(64, 224), square(64, 112, 128), square(128, 112), square(128, 56, 256)],  # VGG
-        *[square(256, 56), square(256, 28, 512), square(512, 28), square(512, 14)],
+        *[square(256, 56), square(256, 28, 512), square(512, 28), square(512, 14), square(3, 224, 64)],
     ],
     "1×1 with residual": [
         Layer(c, s, 4 * c, 1, residual=True) for c, s in ((64, 56), (128, 28), (256, 14), (512, 7))
@@ -159,10 +159,10 @@ def main() -> None:
     rows, summary = [], []
     for group in options.groups:
         for direction in options.directions:
-            if group == "stem" and direction == "dx":
-                continue  # nobody wants the gradient of pictures
             found = []
-            for layer in GROUPS[group][:1] if options.quick else GROUPS[group]:
+            # Nobody wants the gradient of pictures.
+            layers = [layer for layer in GROUPS[group] if direction != "dx" or layer.channels > 3]
+            for layer in layers[:1] if options.quick else layers:
                 for N in options.batches:
                     functions = (
                         forward_functions(layer, N)
@@ -174,6 +174,8 @@ def main() -> None:
                     found.append(row(f"{layer}, batch {N}", times, direction=direction, group=group))
                     told = ", ".join(f"{k} {v:.3f}" for k, v in found[-1].items() if isinstance(v, float))
                     print(f"{found[-1]['case']:28} {direction:8} {told}", flush=True)
+            if not found:
+                continue
             ratios = [r["ratio to best"] for r in found]
             summary.append(f"{group}, {direction}: {geometric_mean(ratios):.2f} (least {min(ratios):.2f})")
             rows += found

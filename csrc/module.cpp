@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "checks.h"
+#include "choices.h"
 #include "registry.h"
 #include "workspace.h"
 
@@ -76,11 +77,28 @@ std::tuple<int32_t, int32_t> conv2d_choice(const py::object& x, const py::object
   Conv2dProblem p =
       conv2d_problem(x, weight, py::none(), py::none(), stride, padding, dilation, groups, -INFINITY, INFINITY);
   p.pool = {std::get<0>(pool), std::get<1>(pool), std::get<2>(pool)};
-  const Variant variant = choose_cpu<Op::conv2d>(p).variant;
+  const auto [variant, run, why] = choose_cpu<Op::conv2d>(p);
   if (variant == Variant::count) return {-1, -1};
-  note_choice(p, variant);
+  note_choice(p, variant, why);
   const Packing* packing = packing_of(variant);
   return {static_cast<int32_t>(variant), packing ? packing->layout(p) : -1};
+}
+
+// The variant that an operator takes for a problem, why, and the problem's class.
+std::tuple<std::string, std::string, std::string> conv2d_explain(const std::string& op, const py::object& x,
+                                                                 const py::object& weight, const Sizes& stride,
+                                                                 const Sizes& padding, const Sizes& dilation,
+                                                                 int64_t groups) {
+  const Explained found = explain(
+      op, conv2d_problem(x, weight, py::none(), py::none(), stride, padding, dilation, groups, -INFINITY, INFINITY));
+  return {variant_list()[static_cast<size_t>(found.variant)].name, found.why, found.problem_class};
+}
+
+std::vector<std::tuple<std::string, std::string, std::string>> choices() {
+  std::vector<std::tuple<std::string, std::string, std::string>> rows;
+  for (const NotedChoice& choice : noted_choices())
+    rows.emplace_back(variant_list()[static_cast<size_t>(choice.variant)].name, choice.problem, choice.why);
+  return rows;
 }
 
 void bias_relu_check(const py::object& x, const py::object& bias, const py::object& residual, double lo, double hi) {
@@ -116,7 +134,16 @@ PYBIND11_MODULE(_C, m) {
         "Takes this variant wherever it covers the problem; an empty name undoes it.");
   m.def("prefer_tile", &prefer_tile, py::arg("name"),
         "Takes this tile in the tensor core kernels: large, medium, small or narrow; an empty name undoes it.");
-  m.def("preferred_variant", &preferred_variant, "Its index in variants(), or -1.");
+  m.def(
+      "dispatch_state",
+      [] { return std::make_tuple(isa_name(isa_in_use()), preferred_variant(), choices_generation()); },
+      "What choices depend on beside the problem: the ISA, the preferred variant, the generation of the loaded table.");
+  m.def("load_choices", &load_choices, py::arg("rows"),
+        "Takes these rows ahead of the committed table (csrc/choices.h); none undoes it.");
+  m.def("choices", &choices, "(variant, problem, why) of each class of problems so far.");
+  m.def("conv2d_explain", &conv2d_explain, py::arg("op"), py::arg("x"), py::arg("weight"), py::arg("stride"),
+        py::arg("padding"), py::arg("dilation"), py::arg("groups"),
+        "(variant, why, the problem's class as a row of the table has it) of conv2d, conv2d_dgrad or conv2d_wgrad.");
   m.def("conv2d_covers", &conv2d_covers, "Whether the variant takes conv2d or its gradients of this problem.");
   m.def("conv2d_choice", &conv2d_choice, py::arg("x"), py::arg("weight"), py::arg("stride"), py::arg("padding"),
         py::arg("dilation"), py::arg("groups"), py::arg("pool"),
@@ -130,9 +157,9 @@ PYBIND11_MODULE(_C, m) {
       "workspace",
       [] {
         const WorkspaceUsage usage = workspace_usage();
-        return std::make_tuple(usage.held_bytes, usage.borrowed_bytes, usage.most_held_bytes);
+        return std::make_tuple(usage.held_bytes, usage.borrowed_bytes, usage.most_held_bytes, usage.given_back_bytes);
       },
-      "Bytes of scratch memory: held, of these lent to running calls, most ever held.");
+      "Bytes of scratch memory: held, of these lent to running calls, most ever held, given back.");
   m.def("release_workspace", &release_workspace, "Gives the scratch memory that nobody uses back to the system.");
   m.def("poison_workspace", &poison_workspace, py::arg("wanted"), "For tests: lent memory starts as NaN.");
   m.def("take_new_choices", &take_new_choices, "The choices made for the first time since the last call.");

@@ -3,12 +3,13 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
-#include <set>
 #include <sstream>
 #include <stdexcept>
 #include <type_traits>
 
+#include "choices.h"
 #include "tiles.h"
 
 namespace pyserve {
@@ -30,8 +31,7 @@ Isa find_isa() {
 }
 
 Isa isa_of(const std::string& name) {
-  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_bf16})
-    if (name == isa_name(isa)) return isa;
+  if (const std::optional<Isa> isa = isa_named(name)) return *isa;
   throw std::invalid_argument("PYSERVE_CPU_ISA: got '" + name + "', expected scalar, avx2, avx512 or avx512_bf16");
 }
 
@@ -43,7 +43,7 @@ struct State {
   std::atomic<int64_t> chains{0};
   std::mutex mutex;  // guards what follows
   std::map<std::string, int64_t> fallbacks;
-  std::set<std::vector<int64_t>> classes;
+  std::map<std::vector<int64_t>, NotedChoice> choices;
   std::vector<std::string> new_choices;
 
   State() {
@@ -70,13 +70,60 @@ const char* dtype_name(DType dtype) {
   }
 }
 
-template <class Text>
-void note(std::vector<int64_t> key, Variant variant, Text text) {
+template <class Problem>
+bool covered(const std::string& name, const Problem& problem) {
+#define ROW(op, algorithm, isa, covers)                              \
+  if constexpr (std::is_same_v<ProblemOf<Op::op>, Problem>) {        \
+    if (name == #op "_" #algorithm "_" #isa) return covers(problem); \
+  }
+  PYSERVE_CPU_VARIANTS(ROW)
+#undef ROW
+#define ROW(op, algorithm, architecture, covers, capability)                  \
+  if constexpr (std::is_same_v<ProblemOf<Op::op>, Problem>) {                 \
+    if (name == #op "_" #algorithm "_" #architecture) return covers(problem); \
+  }
+  PYSERVE_CUDA_VARIANTS(ROW)
+#undef ROW
+  for (const VariantInfo& variant : variant_list())
+    if (name == variant.name) return false;  // of an operator that has other problems
+  throw std::invalid_argument("variant_covers: no variant is named '" + name + "'");
+}
+
+// Whether the list has no other variant of the same ISA that takes the problem.
+template <class Problem>
+bool is_only_candidate(Variant variant, const Problem& problem) {
+  const auto& list = variant_list();
+  const VariantInfo& chosen = list[static_cast<size_t>(variant)];
+  return std::none_of(list.begin(), list.end(), [&](const VariantInfo& other) {
+    const bool rival = !std::strcmp(other.op, chosen.op) && !std::strcmp(other.needs, chosen.needs);
+    return rival && &other != &chosen && covered(other.name, problem);
+  });
+}
+
+const char* why_text(Why why, bool only_candidate) {
+  switch (why) {
+    case Why::asked_for:
+      return "asked for";
+    case Why::machine_table:
+      return "this machine's table";
+    case Why::table:
+      return "table";
+    default:
+      return only_candidate ? "only candidate" : "list order";
+  }
+}
+
+template <class Problem, class Text>
+void note(std::vector<int64_t> key, const Problem& problem, Variant variant, Why why, Text text) {
   State& s = state();
   key.push_back(static_cast<int64_t>(variant));
+  key.push_back(static_cast<int64_t>(why));
   const std::lock_guard<std::mutex> lock(s.mutex);
-  if (s.classes.size() >= kMostProblemClasses || !s.classes.insert(std::move(key)).second) return;
-  s.new_choices.push_back(std::string(variant_list()[static_cast<size_t>(variant)].name) + " for " + text());
+  if (s.choices.size() >= kMostProblemClasses || s.choices.count(key)) return;
+  const NotedChoice told{variant, text(), why_text(why, is_only_candidate(variant, problem))};
+  s.new_choices.push_back(std::string(variant_list()[static_cast<size_t>(variant)].name) + " for " + told.problem +
+                          " (" + told.why + ")");
+  s.choices.emplace(std::move(key), told);
 }
 
 }  // namespace
@@ -92,6 +139,12 @@ const std::vector<VariantInfo>& variant_list() {
 #undef ROW
   };
   return list;
+}
+
+std::optional<Isa> isa_named(const std::string& name) {
+  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_bf16})
+    if (name == isa_name(isa)) return isa;
+  return std::nullopt;
 }
 
 const char* isa_name(Isa isa) {
@@ -143,29 +196,6 @@ void prefer_tile(const std::string& name) {
 
 int32_t preferred_tile() { return state().preferred_tile; }
 
-namespace {
-
-template <class Problem>
-bool covered(const std::string& name, const Problem& problem) {
-#define ROW(op, algorithm, isa, covers)                              \
-  if constexpr (std::is_same_v<ProblemOf<Op::op>, Problem>) {        \
-    if (name == #op "_" #algorithm "_" #isa) return covers(problem); \
-  }
-  PYSERVE_CPU_VARIANTS(ROW)
-#undef ROW
-#define ROW(op, algorithm, architecture, covers, capability)                  \
-  if constexpr (std::is_same_v<ProblemOf<Op::op>, Problem>) {                 \
-    if (name == #op "_" #algorithm "_" #architecture) return covers(problem); \
-  }
-  PYSERVE_CUDA_VARIANTS(ROW)
-#undef ROW
-  for (const VariantInfo& variant : variant_list())
-    if (name == variant.name) return false;  // of an operator that has other problems
-  throw std::invalid_argument("variant_covers: no variant is named '" + name + "'");
-}
-
-}  // namespace
-
 bool variant_covers(const std::string& name, const Conv2dProblem& problem) { return covered(name, problem); }
 bool variant_covers(const std::string& name, const BiasReluProblem& problem) { return covered(name, problem); }
 
@@ -199,10 +229,10 @@ void reset_counters() {
 }
 
 // The batch size is left out of a problem class: the choice may depend on it, the class is what a layer is.
-void note_choice(const Conv2dProblem& p, Variant variant) {
+void note_choice(const Conv2dProblem& p, Variant variant, Why why) {
   note({p.H, p.W, p.C, p.K, p.R, p.S, p.stride_h, p.stride_w, p.pad_h, p.pad_w, p.dilation_h, p.dilation_w, p.groups,
         static_cast<int64_t>(p.dtype)},
-       variant, [&p] {
+       p, variant, why, [&p] {
          std::ostringstream text;
          text << dtype_name(p.dtype) << " C " << p.C << " K " << p.K << " kernel " << p.R << "×" << p.S << " on " << p.H
               << "×" << p.W << " stride " << p.stride_h << "," << p.stride_w << " padding " << p.pad_h << "," << p.pad_w
@@ -211,14 +241,21 @@ void note_choice(const Conv2dProblem& p, Variant variant) {
        });
 }
 
-void note_choice(const BiasReluProblem& p, Variant variant) {
-  note({p.channels, p.inner, static_cast<int64_t>(p.dtype)}, variant,
+void note_choice(const BiasReluProblem& p, Variant variant, Why why) {
+  note({p.channels, p.inner, static_cast<int64_t>(p.dtype)}, p, variant, why,
        [&p] { return std::string(dtype_name(p.dtype)) + " with " + std::to_string(p.channels) + " channels"; });
 }
 
-void note_choice(const BatchNormProblem& p, Variant variant) {
-  note({p.channels, static_cast<int64_t>(p.dtype)}, variant,
+void note_choice(const BatchNormProblem& p, Variant variant, Why why) {
+  note({p.channels, static_cast<int64_t>(p.dtype)}, p, variant, why,
        [&p] { return std::string(dtype_name(p.dtype)) + " with " + std::to_string(p.channels) + " channels"; });
+}
+
+std::vector<NotedChoice> noted_choices() {
+  const std::lock_guard<std::mutex> lock(state().mutex);
+  std::vector<NotedChoice> found;
+  for (const auto& [key, choice] : state().choices) found.push_back(choice);
+  return found;
 }
 
 std::vector<std::string> take_new_choices() {
@@ -228,20 +265,71 @@ std::vector<std::string> take_new_choices() {
   return taken;
 }
 
+namespace {
+
+// The first of the list that takes the problem, or the one that was asked for; `isa`: what it needs.
 template <Op op>
-Choice<op> choose_cpu(const ProblemOf<op>& problem) {
-  const Isa isa = state().isa;
-  Choice<op> choice{Variant::count, nullptr};
-  const int32_t preferred = state().preferred;
-#define ROW(row_op, algorithm, row_isa, covers)                                                                \
-  if constexpr (Op::row_op == op) {                                                                            \
-    constexpr Variant variant = Variant::row_op##_##algorithm##_##row_isa;                                     \
-    const bool first = choice.run == nullptr || static_cast<int32_t>(variant) == preferred;                    \
-    if (first && Isa::row_isa <= isa && covers(problem)) choice = {variant, row_op##_##algorithm##_##row_isa}; \
+Choice<op> first_of_list(const ProblemOf<op>& problem, Isa in_use, int32_t preferred, Isa& isa) {
+  Choice<op> choice{Variant::count, nullptr, Why::order};
+#define ROW(row_op, algorithm, row_isa, covers)                                                      \
+  if constexpr (Op::row_op == op) {                                                                  \
+    constexpr Variant variant = Variant::row_op##_##algorithm##_##row_isa;                           \
+    const bool asked_for = static_cast<int32_t>(variant) == preferred;                               \
+    if ((choice.run == nullptr || asked_for) && Isa::row_isa <= in_use && covers(problem)) {         \
+      isa = Isa::row_isa;                                                                            \
+      choice = {variant, row_op##_##algorithm##_##row_isa, asked_for ? Why::asked_for : Why::order}; \
+    }                                                                                                \
   }
   PYSERVE_CPU_VARIANTS(ROW)
 #undef ROW
   return choice;
+}
+
+// The kernel of a variant where it runs on this ISA and takes the problem, else null.
+template <Op op>
+Kernel<op> kernel_for(Variant variant, const ProblemOf<op>& problem, Isa in_use) {
+#define ROW(row_op, algorithm, row_isa, covers)                                                      \
+  if constexpr (Op::row_op == op) {                                                                  \
+    if (variant == Variant::row_op##_##algorithm##_##row_isa)                                        \
+      return Isa::row_isa <= in_use && covers(problem) ? row_op##_##algorithm##_##row_isa : nullptr; \
+  }
+  PYSERVE_CPU_VARIANTS(ROW)
+#undef ROW
+  return nullptr;
+}
+
+}  // namespace
+
+template <Op op>
+Choice<op> choose_cpu(const ProblemOf<op>& problem) {
+  const Isa in_use = state().isa;
+  Isa isa = Isa::scalar;
+  const Choice<op> first = first_of_list<op>(problem, in_use, state().preferred, isa);
+  if constexpr (std::is_same_v<ProblemOf<op>, Conv2dProblem>) {
+    if (isa == Isa::scalar || first.why == Why::asked_for) return first;
+    const MeasuredChoice measured = measured_choice(class_of(isa, op, problem));
+    const Why why = measured.of_machine ? Why::machine_table : Why::table;
+    if (measured.variant == first.variant) return {first.variant, first.run, why};
+    if (const Kernel<op> run = kernel_for<op>(measured.variant, problem, in_use)) return {measured.variant, run, why};
+  }
+  return first;
+}
+
+template <Op op>
+Explained explained(const Conv2dProblem& problem) {
+  Isa isa = Isa::scalar;
+  first_of_list<op>(problem, state().isa, -1, isa);
+  const Choice<op> choice = choose_cpu<op>(problem);
+  const bool found = choice.variant != Variant::count;
+  return {choice.variant, found ? why_text(choice.why, is_only_candidate(choice.variant, problem)) : "",
+          class_text(class_of(isa, op, problem))};
+}
+
+Explained explain(const std::string& op, const Conv2dProblem& problem) {
+  if (op == "conv2d") return explained<Op::conv2d>(problem);
+  if (op == "conv2d_dgrad") return explained<Op::conv2d_dgrad>(problem);
+  if (op == "conv2d_wgrad") return explained<Op::conv2d_wgrad>(problem);
+  throw std::invalid_argument("explain: got '" + op + "', expected conv2d, conv2d_dgrad or conv2d_wgrad");
 }
 
 template <Op op>

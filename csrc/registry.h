@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,7 @@ struct VariantInfo {
 
 const std::vector<VariantInfo>& variant_list();
 const char* isa_name(Isa isa);
+std::optional<Isa> isa_named(const std::string& name);
 
 Isa isa_found();                        // by cpuid
 Isa isa_in_use();                       // capped by PYSERVE_CPU_ISA or set_isa
@@ -44,10 +46,20 @@ int64_t chain_count();                             // calls of run_chain
 std::map<std::string, int64_t> fallback_counts();  // "conv2d: float16 on cpu" → calls
 void reset_counters();
 
+// Why a variant was chosen: the first of the list that takes the problem, a row of a table (choices.h), or by
+// prefer_variant.
+enum class Why : int32_t { order, table, machine_table, asked_for };
+
+struct NotedChoice {
+  Variant variant;
+  std::string problem, why;
+};
+
 // Remembers the choice for a problem class on first sight. take_new_choices() hands over those not yet told.
-void note_choice(const Conv2dProblem& problem, Variant variant);
-void note_choice(const BiasReluProblem& problem, Variant variant);
-void note_choice(const BatchNormProblem& problem, Variant variant);
+void note_choice(const Conv2dProblem& problem, Variant variant, Why why = Why::order);
+void note_choice(const BiasReluProblem& problem, Variant variant, Why why = Why::order);
+void note_choice(const BatchNormProblem& problem, Variant variant, Why why = Why::order);
+std::vector<NotedChoice> noted_choices();
 std::vector<std::string> take_new_choices();
 
 template <Op op>
@@ -58,9 +70,17 @@ template <Op op>
 struct Choice {
   Variant variant;
   Kernel<op> run;
+  Why why;
 };
 template <Op op>
 Choice<op> choose_cpu(const ProblemOf<op>& problem);
+
+struct Explained {
+  Variant variant;
+  std::string why, problem_class;  // the latter as a row of a table has it
+};
+// What choose_cpu() makes of a problem of conv2d, conv2d_dgrad or conv2d_wgrad.
+Explained explain(const std::string& op, const Conv2dProblem& problem);
 
 // The kernel of a variant of `op`; throws std::invalid_argument for one that this machine cannot run.
 template <Op op>
@@ -72,7 +92,7 @@ const Packing* packing_of(Variant variant);
 template <Op op>
 void run_cpu(const ProblemOf<op>& problem, const ArgsOf<op>& args, const Pool& pool) {
   const Choice<op> choice = choose_cpu<op>(problem);
-  note_choice(problem, choice.variant);
+  note_choice(problem, choice.variant, choice.why);
   count_call(choice.variant);
   choice.run(problem, args, pool);
 }

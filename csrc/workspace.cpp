@@ -19,7 +19,7 @@ constexpr int64_t kIdleNs = 10'000'000'000;
 struct Arena {
   std::mutex mutex;
   std::vector<WorkspaceBlock> waiting;  // the one returned last is the warmest, and the last
-  int64_t held_bytes = 0, borrowed_bytes = 0, most_held_bytes = 0;
+  int64_t held_bytes = 0, borrowed_bytes = 0, most_held_bytes = 0, given_back_bytes = 0;
   std::atomic<bool> poisoned{false};
 };
 
@@ -54,6 +54,7 @@ void unmap(Arena& a, std::vector<WorkspaceBlock>::iterator first, std::vector<Wo
   for (auto block = first; block != last; ++block) {
     munmap(block->data, block->size_bytes);
     a.held_bytes -= block->size_bytes;
+    a.given_back_bytes += block->size_bytes;
   }
   a.waiting.erase(first, last);
 }
@@ -141,7 +142,7 @@ Workspace::~Workspace() {
 WorkspaceUsage workspace_usage() {
   Arena& a = arena();
   const std::lock_guard<std::mutex> lock(a.mutex);
-  return {a.held_bytes, a.borrowed_bytes, a.most_held_bytes};
+  return {a.held_bytes, a.borrowed_bytes, a.most_held_bytes, a.given_back_bytes};
 }
 
 void release_workspace() {

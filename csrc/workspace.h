@@ -31,7 +31,7 @@ class Workspace {
 };
 
 struct WorkspaceUsage {
-  int64_t held_bytes, borrowed_bytes, most_held_bytes;
+  int64_t held_bytes, borrowed_bytes, most_held_bytes, given_back_bytes;  // the latter to the system, so far
 };
 WorkspaceUsage workspace_usage();
 // Gives back what is not borrowed now. By itself every block goes that no call has wanted for some seconds.

@@ -43,7 +43,7 @@ COMMANDS = (
     *("serve", "config", "doctor", "health", "ui", "lr-find", "train", "predict"),
     *("top-losses", "confusion-matrix", "compare-models", "calibration", "calibrate", "label-issues"),
     *("duplicates", "layers", "filters", "feature-maps", "top-patches", "evolution", "explain"),
-    *("image-kernel", "approximate", "report", "kernels"),
+    *("image-kernel", "approximate", "report", "kernels", "kernels tune"),
     *(f"datasets {name}" for name in ("upload", "register", "list", "show", "picture", "relabel", "delete")),
     *(f"jobs {name}" for name in ("list", "show", "watch", "cancel", "resume", "delete", "artifacts")),
     *(f"models {name}" for name in ("list", "show", "load", "unload", "alias", "delete", "export", "import")),
@@ -56,7 +56,9 @@ def test_every_command_explains_itself(command: str, run: Run) -> None:
     done = run(*command.split(), "--help")
     assert done.code == 0
     assert f"pyserve {command}" in done.out
-    remote = command.split(maxsplit=1)[0] not in ("serve", "config", "doctor", "tokens")
+    remote = (
+        command.split(maxsplit=1)[0] not in ("serve", "config", "doctor", "tokens") and command != "kernels tune"
+    )
     assert ("--address" in done.out) == remote
 
 

@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 # Commands, and what they start: imported when they run.
-STARTS = {("pyserve.cli.server", "server"), ("pyserve.cli.page", "ui")}
+STARTS = {("pyserve.cli.server", "server"), ("pyserve.cli.page", "ui"), ("pyserve.cli.kernels", "kernels")}
 FOREIGN_TO_KERNELS = {"torch"}
 NEVER_LOAD_TORCH = (
     "errors",

@@ -8,7 +8,8 @@
     models.py      models list · show, predict
     insight.py     top-losses, confusion-matrix, compare-models, calibration, calibrate, label-issues, duplicates
     network.py     layers, filters, feature-maps, top-patches, evolution, explain
-    lessons.py     image-kernel, approximate, report, kernels
+    lessons.py     image-kernel, approximate, report
+    kernels.py     kernels, kernels tune
     page.py        ui
 
 Results go to stdout, progress and errors to stderr.
@@ -23,7 +24,19 @@ from typing import Annotated
 
 import typer
 
-from pyserve.cli import datasets, insight, jobs, lessons, models, network, page, server, tokens, training
+from pyserve.cli import (
+    datasets,
+    insight,
+    jobs,
+    kernels,
+    lessons,
+    models,
+    network,
+    page,
+    server,
+    tokens,
+    training,
+)
 from pyserve.cli.exits import EXIT_CODES, exit_code, print_error
 from pyserve.cli.output import Credentials, credentials
 from pyserve.errors import InvalidArgumentError, PyserveError
@@ -70,7 +83,7 @@ def _token(path: Path | None) -> str | None:
         ) from None
 
 
-for _commands in (server, tokens, datasets, training, jobs, models, insight, network, lessons, page):
+for _commands in (server, tokens, datasets, training, jobs, models, insight, network, lessons, kernels, page):
     _commands.add_to(app)
 
 

@@ -1,4 +1,4 @@
-"""Commands beside models: image kernels, approximation, reports, and what runs underneath."""
+"""Commands beside models: image kernels, approximation, reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyserve.spec import APPROXIMATION_TARGETS, IMAGE_KERNEL_NAMES
 
 def add_to(parent: typer.Typer) -> None:
     """Add the commands."""
-    for command in (image_kernel, approximate, report, kernels):
+    for command in (image_kernel, approximate, report):
         parent.command(command.__name__.replace("_", "-"), epilog=exits.EXIT_CODES)(command)
 
 
@@ -100,27 +100,6 @@ def report(
     else:
         note(f"all of {answer.model}:")
         print(output)
-
-
-def kernels(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
-    """Show what runs underneath, and what fell back to ATen."""
-    with connect(address) as client:
-        answer = client.kernels()
-    if as_json:
-        print_json(answer)
-        return
-    facts: dict[str, Any] = {
-        "instruction set": f"{answer.isa_used} (best found: {answer.isa_found})",
-        "CUDA kernels": "loaded" if answer.cuda_loaded else "not loaded",
-        **dict(sorted(answer.build.items())),
-    }
-    print_facts(facts)
-    rows = [(v.name, v.op, v.device, v.isa, "yes" if v.available else "no", v.calls) for v in answer.variants]
-    print_table(("variant", "operator", "device", "needs", "runs here", "calls"), rows)
-    if answer.fallbacks:
-        print_table(("fell back to ATen", "why", "calls"), [(f.op, f.reason, f.calls) for f in answer.fallbacks])
-    else:
-        print("no call fell back to ATen")
 
 
 def _matrix(text: str) -> list[list[float]]:

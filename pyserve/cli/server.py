@@ -50,7 +50,7 @@ def serve(
     settings = settings_module.load(
         data_dir=data_dir, host=host, port=port, insecure=insecure, log_level=log_level
     )
-    with _server_needed():
+    with server_needed():
         from pyserve.server.app import serve as run_server
     run_server(settings, on_ready=lambda address: print(f"pyserve listens on {address}", flush=True))
 
@@ -77,7 +77,7 @@ def doctor(config_file: ConfigFile = None, as_json: AsJson = False) -> None:
     """
     name_file(config_file)
     settings = settings_module.load()
-    with _server_needed():
+    with server_needed():
         from pyserve.server.doctor import State, examine
     findings = examine(settings)
     problems = [f.check for f in findings if f.state is State.PROBLEM]
@@ -116,7 +116,7 @@ def health(
 
 
 @contextmanager
-def _server_needed() -> Iterator[None]:
+def server_needed() -> Iterator[None]:
     """Tell whoever has the client alone where the server is."""
     try:
         yield

@@ -59,7 +59,7 @@ class Chain:
         same = len(weights) == len(self._weights) and all(map(operator.is_, weights, self._weights))
         if versions != self._versions or not same:
             self._plans, self._packed, self._weights, self._versions = {}, {}, weights, versions
-        key = (C.isa_in_use(), C.preferred_variant(), *((x.shape, x.dtype) for x in inputs))
+        key = (C.dispatch_state(), *((x.shape, x.dtype) for x in inputs))
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= _MOST_PLANS:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from pyserve.kernels._extension import CUDA_LOADED, C
+from pyserve.kernels.choices import table_in_use
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,16 @@ class WorkspaceInfo:
     held_bytes: int
     lent_bytes: int  # of these, to calls that are running
     most_held_bytes: int  # ever
+    given_back_bytes: int  # to the system, so far
+
+
+@dataclass(frozen=True)
+class ChoiceInfo:
+    """Which variant a class of problems takes, and why."""
+
+    variant: str
+    problem: str  # "float32 C 64 K 64 kernel 3×3 on 56×56 stride 1,1 …"; batches of all sizes
+    why: str  # "table", "this machine's table", "list order", "only candidate" or "asked for"
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,9 @@ class KernelInfo:
     isa_in_use: str  # isa_found, capped by the environment variable PYSERVE_CPU_ISA
     cuda_loaded: bool
     variants: tuple[VariantInfo, ...]  # best first within an operator
+    choices: tuple[ChoiceInfo, ...]  # of every class of problems so far
+    table: str  # the file of this machine's measured choices that is in use; "": the committed ones alone
+    threads: int  # that a call may use
     chain_calls: int  # parts of networks run as one call, for prediction
     workspace: WorkspaceInfo
     fallbacks: dict[str, int]  # what our kernels do not cover and ATen did: "conv2d: float16 on cpu" → calls
@@ -60,6 +74,9 @@ def info() -> KernelInfo:
         isa_in_use=C.isa_in_use(),
         cuda_loaded=CUDA_LOADED,
         variants=tuple(_variant(row, usable) for row in C.variants()),
+        choices=tuple(ChoiceInfo(*row) for row in C.choices()),
+        table=table_in_use(),
+        threads=torch.get_num_threads(),
         chain_calls=C.chain_calls(),
         workspace=WorkspaceInfo(*C.workspace()),
         fallbacks=C.fallbacks(),

@@ -2026,12 +2026,20 @@ class KernelsResponse(_message.Message):
     BUILD_FIELD_NUMBER: _builtins.int
     VARIANTS_FIELD_NUMBER: _builtins.int
     FALLBACKS_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    WORKSPACE_FIELD_NUMBER: _builtins.int
     isa_found: _builtins.str
     """Best instruction set found on the processor: "scalar", "avx2", "avx512" or "avx512_bf16"."""
     isa_used: _builtins.str
     """The one in use, which PYSERVE_CPU_ISA can lower."""
     cuda_loaded: _builtins.bool
     """True where the CUDA kernels are loaded."""
+    table: _builtins.str
+    """File of this machine's measured choices (PYSERVE_KERNEL_TABLE); empty: the built-in ones alone."""
+    threads: _builtins.int
+    """CPU threads that a call may use."""
     @_builtins.property
     def build(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Facts of the build: compiler, flags, versions."""
@@ -2044,6 +2052,14 @@ class KernelsResponse(_message.Message):
     def fallbacks(self) -> _containers.RepeatedCompositeFieldContainer[Global___KernelFallback]:
         """Calls that our kernels do not cover and ATen answered."""
 
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___KernelChoice]:
+        """Which variant each class of problems takes that this process has met."""
+
+    @_builtins.property
+    def workspace(self) -> Global___KernelWorkspace:
+        """Scratch memory of the CPU kernels."""
+
     def __init__(
         self,
         *,
@@ -2053,14 +2069,80 @@ class KernelsResponse(_message.Message):
         build: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         variants: _abc.Iterable[Global___KernelVariant] | None = ...,
         fallbacks: _abc.Iterable[Global___KernelFallback] | None = ...,
+        choices: _abc.Iterable[Global___KernelChoice] | None = ...,
+        table: _builtins.str = ...,
+        threads: _builtins.int = ...,
+        workspace: Global___KernelWorkspace | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["workspace", b"workspace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["build", b"build", "cuda_loaded", b"cuda_loaded", "fallbacks", b"fallbacks", "isa_found", b"isa_found", "isa_used", b"isa_used", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build", b"build", "choices", b"choices", "cuda_loaded", b"cuda_loaded", "fallbacks", b"fallbacks", "isa_found", b"isa_found", "isa_used", b"isa_used", "table", b"table", "threads", b"threads", "variants", b"variants", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___KernelsResponse: _TypeAlias = KernelsResponse  # noqa: Y015
+
+@_typing.final
+class KernelChoice(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VARIANT_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    variant: _builtins.str
+    """The variant."""
+    problem: _builtins.str
+    """Element type, channels, kernel, sizes."""
+    why: _builtins.str
+    """"table", "this machine's table", "list order", "only candidate" or "asked for"."""
+    def __init__(
+        self,
+        *,
+        variant: _builtins.str = ...,
+        problem: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem", "variant", b"variant", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KernelChoice: _TypeAlias = KernelChoice  # noqa: Y015
+
+@_typing.final
+class KernelWorkspace(_message.Message):
+    """Unused, it goes back to the system after some seconds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HELD_BYTES_FIELD_NUMBER: _builtins.int
+    LENT_BYTES_FIELD_NUMBER: _builtins.int
+    MOST_HELD_BYTES_FIELD_NUMBER: _builtins.int
+    GIVEN_BACK_BYTES_FIELD_NUMBER: _builtins.int
+    held_bytes: _builtins.int
+    """Bytes held now."""
+    lent_bytes: _builtins.int
+    """Bytes of these that running calls have."""
+    most_held_bytes: _builtins.int
+    """Most bytes ever held."""
+    given_back_bytes: _builtins.int
+    """Bytes given back to the system so far."""
+    def __init__(
+        self,
+        *,
+        held_bytes: _builtins.int = ...,
+        lent_bytes: _builtins.int = ...,
+        most_held_bytes: _builtins.int = ...,
+        given_back_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["given_back_bytes", b"given_back_bytes", "held_bytes", b"held_bytes", "lent_bytes", b"lent_bytes", "most_held_bytes", b"most_held_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KernelWorkspace: _TypeAlias = KernelWorkspace  # noqa: Y015
 
 @_typing.final
 class KernelVariant(_message.Message):

@@ -10,6 +10,7 @@ report.py         Report, with report_sections.py about rates and the network
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -69,4 +70,8 @@ class InsightService(ReportCalls, insight_pb2_grpc.InsightServicer):
                 for key, calls in info.fallbacks.items()
                 for op, _, reason in (key.partition(": "),)
             ],
+            choices=[insight_pb2.KernelChoice(**asdict(choice)) for choice in info.choices],
+            table=info.table,
+            threads=info.threads,
+            workspace=insight_pb2.KernelWorkspace(**asdict(info.workspace)),
         )
