@@ -4,6 +4,7 @@
 #pragma once
 #include "../variants.h"
 #include "convert.h"
+#include "prefetch.h"
 
 namespace pyserve {
 namespace {
@@ -28,7 +29,12 @@ void dot_products(const T* x, const T* weight, int64_t filters, int64_t C, float
     }
   };
   int64_t c = 0;
-  for (; c + Vec::kWidth <= C; c += Vec::kWidth) step([c](const T* from) { return Vec::load(from + c); });
+  for (; c + Vec::kWidth <= C; c += Vec::kWidth) {
+    // The processor's own prefetching stops at each page.
+    prefetch_read(reinterpret_cast<const char*>(weight + kOutputs * C + c));
+    prefetch_read(reinterpret_cast<const char*>(second + kOutputs * C + c));
+    step([c](const T* from) { return Vec::load(from + c); });
+  }
   const int64_t n = C - c;
   if (n > 0) step([c, n](const T* from) { return Vec::load(from + c, n); });
   for (int r = 0; r < kRows; ++r)

@@ -21,7 +21,7 @@ from pyserve.kernels.calls import BOUNDS
 from pyserve.kernels.steps import Pair, Step, Steps
 
 _ALIGNMENT = 64
-_CACHED_BYTES = 1 << 19  # half of a usual L2 cache: what the images that a layer takes at a time may have
+_CACHED_BYTES = 1 << 20  # a usual L2 cache: what the images that a layer takes at a time may have
 _PLACES = ("input", "output", "workspace")  # csrc/chain.h: Place
 _KINDS = ("conv2d", "max_pool2d", "average_pool2d", "linear", "bias_relu", "flatten")  # csrc/chain.h: StepKind
 _DTYPES = (torch.float32, torch.bfloat16)  # csrc/conv2d.h: DType

@@ -80,7 +80,7 @@ def test_sizes_and_batches() -> None:
 
 @pytest.mark.parametrize("N", [2, 6, 7])
 def test_large_maps_go_image_by_image(N: int) -> None:
-    model, x = Net(67).eval(), torch.randn(N, 3, 160, 190)
+    model, x = Net(67).eval(), torch.randn(N, 3, 240, 290)
     fused = fuse(model, inference=True)
     with torch.no_grad():
         expected = model(x)
