@@ -18,10 +18,10 @@ import os
 import statistics
 import subprocess
 import sys
+import uuid
 import zipfile
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ from serving_servers import Competitor, cpu_s, memory_mib, running
 import report
 from pyserve import models
 from pyserve.client import Client
-from pyserve.errors import PyserveError
 from pyserve.inference.bundle import save_bundle
 from pyserve.inference.description import Preprocessing
 from pyserve.inference.model_store import ModelStore
@@ -225,10 +224,9 @@ def during_training(
         with running(competitor, folder, options.threads) as (address, pid), Client(address) as client:
             archive = folder / "training.zip"
             write_training_set(archive)
-            with suppress(PyserveError):
-                client.delete_dataset("datasets/bench")
-            client.upload_dataset(archive, "bench")
-            job = client.train(dataset="datasets/bench", architecture="resnet18", image_size=96, epochs=10_000)
+            # A name of its own: a run that was broken off may have left a job that still uses its data set.
+            dataset = client.upload_dataset(archive, f"bench-{uuid.uuid4().hex[:8]}").name
+            job = client.train(dataset=dataset, architecture="resnet18", image_size=96, epochs=10_000)
             next(e for e in client.watch(job.name) if e.WhichOneof("event") == "step")
             order = {"address": address, "model": "r18", "pictures": str(pictures), "seconds": options.seconds}
             for level in (1, 8):
