@@ -9,6 +9,7 @@ from torch import nn
 from pyserve import models
 from pyserve.errors import InvalidArgumentError
 from pyserve.models import registry
+from pyserve.spec import train as train_spec
 from tests.models.support import pictures
 
 NAMES = sorted(models.architectures())
@@ -29,6 +30,12 @@ def test_every_network_gives_logits_of_its_classes(name: str) -> None:
     assert model.architecture == name
     with torch.no_grad():
         assert model.eval()(pictures(2, 3, 32, 32)).shape == (2, 3)
+
+
+def test_specs_have_defaults_of_architectures_that_exist() -> None:
+    known = {*train_spec._ARCHITECTURE_DEFAULTS, *train_spec._ARCHITECTURE_RATE}
+    assert known
+    assert known <= set(NAMES)
 
 
 def test_the_seed_makes_the_weights() -> None:
