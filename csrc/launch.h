@@ -1,14 +1,15 @@
 // One operator, whatever the device: check, early return on empty, convert to channels-last, run. A device supplies
 // `Backend` with
-//   static bool has(const Tensor& x)                     whether its kernels have the element type and run on the
-//   device static bool covers(const Conv2dProblem& problem)     whether they take the problem, forward and backward
-//   (where not,
-//                                                        ATen does it)
-//   static bool masks_gradient(problem, wanted, on)      whether those of conv2d's gradients of x and weight, as
-//   wanted,
-//                                                        apply the activation's mask by themselves
-//   static bool gives_statistics(problem, on)            whether that of conv2d gives its output's mean and variance
-//   template <Op op> static void run(const ProblemOf<op>&, const ArgsOf<op>&, const Tensor& on)
+//
+//     // Whether its kernels have the element type and run on the device.
+//     static bool has(const Tensor& x)
+//     // Whether they take the problem, forward and backward; where not, ATen does it.
+//     static bool covers(const Conv2dProblem& problem)
+//     // Whether those of conv2d's gradients of x and weight, as wanted, apply the activation's mask by themselves.
+//     static bool masks_gradient(const Conv2dProblem& problem, const std::vector<bool>& wanted, const Tensor& on)
+//     // Whether that of conv2d gives its output's mean and variance.
+//     static bool gives_statistics(const Conv2dProblem& problem, const Tensor& on)
+//     template <Op op> static void run(const ProblemOf<op>&, const ArgsOf<op>&, const Tensor& on)
 #pragma once
 #include "fallback.h"
 #include "registry.h"

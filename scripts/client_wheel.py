@@ -20,7 +20,7 @@ from typing import Any
 from pip._vendor import tomli
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ("__init__.py", "__main__.py", "errors.py", "py.typed", "client", "v1")
+MODULES = ("__init__.py", "__main__.py", "addresses.py", "errors.py", "py.typed", "client", "v1")
 COMMAND_LINE = ("cli", "config.py", "security", "spec", "ui")
 NEEDS = ("grpcio", "grpcio-status", "grpcio-health-checking", "protobuf")
 COMMAND_LINE_NEEDS = ("pydantic", "pydantic-settings", "tomli", "typer", "rich")

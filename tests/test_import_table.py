@@ -17,9 +17,10 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "pyserve"
 
 # Rooms, and the rooms they may import beside themselves and what everybody may.
-EVERYBODY_MAY = {"", "errors", "config", "spec", "paging"}
+EVERYBODY_MAY = {"", "addresses", "errors", "config", "spec", "paging"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),  # pyserve/__init__.py
+    "addresses": set(),
     "errors": set(),
     "config": set(),
     "spec": set(),
@@ -46,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 STARTS = {("pyserve.cli.server", "server"), ("pyserve.cli.page", "ui"), ("pyserve.cli.kernels", "kernels")}
 FOREIGN_TO_KERNELS = {"torch"}
 NEVER_LOAD_TORCH = (
+    "addresses",
     "errors",
     "config",
     "spec",

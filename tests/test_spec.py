@@ -198,5 +198,11 @@ def test_what_auto_will_choose_is_not_shown_before() -> None:
 def test_the_image_size_is_the_architectures_where_none_is_given() -> None:
     assert spec.TrainSpec(**DATASET).image_size_or(224) == 224
     assert spec.TrainSpec(**DATASET, image_size=64).image_size_or(224) == 64
+    with pytest.raises(
+        InvalidArgumentError, match=r"^image_size: got 16, expected ≥ 32, which vgg16 takes at least$"
+    ):
+        spec.TrainSpec(**DATASET, architecture="vgg16", image_size=16).image_size_or(224, 32)
+    with pytest.raises(InvalidArgumentError, match=r"^start_image_size: got 16, expected ≥ 32"):
+        spec.TrainSpec(**DATASET, start_image_size=16).image_size_or(224, 32)
     with pytest.raises(InvalidArgumentError, match=r"start_image_size: got 64, expected ≤ image_size = 32"):
         spec.TrainSpec(**DATASET, start_image_size=64).image_size_or(32)

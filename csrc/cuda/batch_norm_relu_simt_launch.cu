@@ -1,4 +1,5 @@
 // batch_norm_relu's CUDA variants: from the problem's element type and alignment to a kernel's template.
+#include "batch_norm_relu_backward_simt.cuh"
 #include "batch_norm_relu_simt.cuh"
 #include "kernels.h"
 

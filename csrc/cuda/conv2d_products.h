@@ -17,8 +17,7 @@ struct ForwardProduct : ProductSizes {
   static constexpr bool kMasksLeft = false, kGivesMoments = true;
   Conv2dArgs args;
   PatchGeometry patches;
-  float* moments =
-      nullptr;  // of each channel of y in each tile: parts of channels::MergeMoments, where they are wanted
+  float* moments = nullptr;  // of y's channels, tile by tile, where they are wanted: parts of channels::MergeMoments
   int64_t K;
   Accumulator<T> lo, hi;
   bool wide;

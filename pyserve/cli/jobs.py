@@ -22,6 +22,7 @@ from pyserve.cli.output import (
 )
 from pyserve.cli.progress import job_display
 from pyserve.client import DEFAULT_ADDRESS
+from pyserve.client.job_facts import training_of
 from pyserve.errors import InvalidArgumentError
 from pyserve.v1 import jobs_pb2
 
@@ -242,8 +243,7 @@ def _kind(job: jobs_pb2.Job) -> str:
 
 
 def _dataset(job: jobs_pb2.Job) -> str:
-    spec = job.find_learning_rate.training if job.HasField("find_learning_rate") else job.train
-    return spec.dataset
+    return training_of(job).dataset
 
 
 def _done(job: jobs_pb2.Job) -> str:

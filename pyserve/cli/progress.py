@@ -19,10 +19,9 @@ from rich.text import Text
 
 from pyserve.cli.output import console
 from pyserve.client import Client
+from pyserve.client.job_facts import ENDED
 from pyserve.spec import FindLearningRateSpec
 from pyserve.v1 import datasets_pb2, jobs_pb2
-
-ENDED = (jobs_pb2.SUCCEEDED, jobs_pb2.FAILED, jobs_pb2.CANCELLED, jobs_pb2.INTERRUPTED)
 
 
 class JobDisplay:

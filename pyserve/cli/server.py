@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from pyserve import config as settings_module
+from pyserve.addresses import address_of
 from pyserve.cli.exits import EXIT_CODES
 from pyserve.cli.output import Address, AsJson, connect, print_json, print_table
 from pyserve.client import DEFAULT_ADDRESS, Client
@@ -129,7 +130,7 @@ def _to_own_server(timeout_s: float) -> Client:
     """A client for the server with our settings; with TLS it trusts that server's own certificate and no other."""
     settings = settings_module.load()
     host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
-    address = f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}"
+    address = address_of(host, settings.port)
     if settings.tls_cert is None:
         return connect(address, retry_s=0.0)
     name = _certificate_name(settings.tls_cert, host, settings.port, timeout_s)

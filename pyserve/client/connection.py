@@ -11,11 +11,11 @@ from typing import Any
 
 import grpc
 
+from pyserve.addresses import host_of, is_loopback
 from pyserve.errors import InvalidArgumentError
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-_LOOPBACK = ("localhost:", "127.", "[::1]:", "unix:")
 _YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 
@@ -87,7 +87,7 @@ class Connection:
     @property
     def is_loopback(self) -> bool:
         """Whether the server is on this machine."""
-        return self.address.startswith(_LOOPBACK)
+        return self.address.startswith("unix:") or is_loopback(host_of(self.address))
 
     def open(self) -> grpc.Channel:
         """A blocking channel whose calls carry the token."""

@@ -19,7 +19,7 @@ def smallnet(num_classes: int) -> nn.Module:
     return SmallNet(num_classes)
 
 
-@register("whitenednet", image_size=32)
+@register("whitenednet", image_size=32, least_image_size=9)
 def whitenednet(num_classes: int) -> nn.Module:
     """Our own, for the best accuracy on pictures of 16 to 64 pixels in minutes."""
     return WhitenedNet(num_classes)
@@ -55,13 +55,13 @@ def resnet50(num_classes: int) -> nn.Module:
     return _of_torchvision("resnet50", num_classes)
 
 
-@register("vgg16", image_size=224, imagenet="IMAGENET1K_V1")
+@register("vgg16", image_size=224, least_image_size=32, imagenet="IMAGENET1K_V1")
 def vgg16(num_classes: int) -> nn.Module:
     """Simonyan & Zisserman 2014, configuration D."""
     return _of_torchvision("vgg16", num_classes)
 
 
-@register("vgg16_bn", image_size=224, imagenet="IMAGENET1K_V1")
+@register("vgg16_bn", image_size=224, least_image_size=32, imagenet="IMAGENET1K_V1")
 def vgg16_bn(num_classes: int) -> nn.Module:
     """Simonyan & Zisserman 2014, configuration D, with BatchNorm."""
     return _of_torchvision("vgg16_bn", num_classes)

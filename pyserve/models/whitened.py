@@ -23,7 +23,7 @@ _EPS = 5e-4  # added to the variances of the patches
 
 
 class WhitenedNet(nn.Module):
-    """Pictures [N, 3, H, W] with H, W ≥ 13 to logits [N, num_classes]."""
+    """Pictures [N, 3, H, W] with H, W ≥ 9 to logits [N, num_classes]."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ import uvloop
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from pyserve.addresses import address_of
 from pyserve.config import Settings
 from pyserve.data.catalog import Catalog
 from pyserve.errors import PyserveError, UnavailableError
@@ -165,8 +166,7 @@ class Server:
             raise
 
     async def _listen(self, server: grpc.aio.Server) -> int:
-        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
-        address = f"{host}:{self._settings.port}"
+        address = address_of(self._settings.host, self._settings.port)
         try:
             if self._certificates is None:
                 return server.add_insecure_port(address)
@@ -281,10 +281,10 @@ async def _serve(settings: Settings, on_ready: Callable[[str], None] | None) -> 
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, interrupt)
     port = await server.start()
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    log.info("listens on %s:%d, data in %s", host, port, settings.data_dir.resolve())
+    address = address_of(settings.host, port)
+    log.info("listens on %s, data in %s", address, settings.data_dir.resolve())
     if on_ready is not None:
-        on_ready(f"{host}:{port}")
+        on_ready(address)
     await stop.wait()
     log.info("drains for at most %g s; Ctrl-C ends at once", settings.drain_s)
     draining = asyncio.create_task(server.stop(settings.drain_s))

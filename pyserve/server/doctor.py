@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from pyserve.addresses import is_loopback
 from pyserve.config import GIB, MIB, Settings
 from pyserve.errors import PyserveError
 from pyserve.inference.machine import container_limit_bytes, machine_bytes
@@ -244,7 +245,7 @@ def security(settings: Settings) -> Finding:
     except PyserveError as error:
         return Finding("security", State.PROBLEM, error.message, "see docs/operations.md")
     found = f"{'TLS' if certificates else 'no TLS'}, {'tokens' if tokens else 'no tokens'}"
-    if settings.insecure and not listening.is_loopback(settings.host):
+    if settings.insecure and not is_loopback(settings.host):
         return Finding(
             "security", State.NOTE, f"{found}, beyond loopback", "something else must keep strangers out"
         )

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
-from contextlib import suppress
-
+from pyserve.addresses import is_loopback
 from pyserve.config import Settings
 from pyserve.errors import InvalidArgumentError
 from pyserve.security.tls import Certificates
 from pyserve.security.tokens import TokenFile, Tokens
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it."""
-    with suppress(ValueError):
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    return host == "localhost"
 
 
 def tokens_in_force(settings: Settings) -> Tokens | None:

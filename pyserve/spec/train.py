@@ -20,6 +20,7 @@ from pyserve.spec.names import (
     Schedule,
 )
 
+LEAST_IMAGE_SIZE = 8  # pixels; some architectures need more
 _DEFAULT_LEARNING_RATE = {"adamw": 1e-3, "sgd": 0.05}
 _DEFAULT_WEIGHT_DECAY = {"adamw": 0.01, "sgd": 5e-4}
 
@@ -91,7 +92,7 @@ class TrainSpec(Spec):
     )
     image_size: int | None = Field(
         default=None,
-        ge=8,
+        ge=LEAST_IMAGE_SIZE,
         le=1024,
         description="Side of the square the network sees, pixels; default: the architecture's own.",
     )
@@ -173,7 +174,7 @@ class TrainSpec(Spec):
     )
     start_image_size: int | None = Field(
         default=None,
-        ge=8,
+        ge=LEAST_IMAGE_SIZE,
         le=1024,
         description="Progressive resizing: size in the first epoch, growing to image_size; default: image_size.",
     )
@@ -264,13 +265,22 @@ class TrainSpec(Spec):
         """Whether the job runs range tests of its own."""
         return self.lr_from == OWN_FINDER and self.learning_rate is None
 
-    def image_size_or(self, native: int) -> int:
-        """Side of the network's input, pixels; `native` is the architecture's own.
+    def image_size_or(self, native: int, least: int = LEAST_IMAGE_SIZE) -> int:
+        """Side of the network's input, pixels.
+
+        Args:
+            native: the architecture's own.
+            least: that it can take.
 
         Raises:
-            InvalidArgumentError: `start_image_size` is larger.
+            InvalidArgumentError: a size is smaller than that, or `start_image_size` is larger than the other.
         """
         size = self.image_size or native
+        for name, value in (("image_size", size), ("start_image_size", self.start_image_size)):
+            if value and value < least:
+                raise InvalidArgumentError.field(
+                    name, value, f"≥ {least}, which {self.architecture} takes at least"
+                )
         if self.start_image_size and self.start_image_size > size:
             raise InvalidArgumentError.field("start_image_size", self.start_image_size, f"≤ image_size = {size}")
         return size

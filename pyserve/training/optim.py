@@ -34,8 +34,8 @@ def parameter_groups(
     """Optimiser groups of the parameters that learn (`requires_grad`).
 
     Each layer group gives up to two: weights with decay, and norms and biases (one dimension or none) without;
-    more where parameters have factors of their own. Every group carries `lr_factor`, how much of that is its
-    parameters' own, and `layer_group`, its index.
+    more where parameters have factors of their own. Every group carries `lr_factor`, `own_factor`, how much of
+    that is its parameters' own, and `layer_group`, its index.
 
     Args:
         model: whose parameters are named.
@@ -49,12 +49,15 @@ def parameter_groups(
     for index, (names, factor) in enumerate(zip(layer_groups, factors, strict=True)):
         learning = [(name, parameters[name]) for name in names if parameters[name].requires_grad]
         for name, parameter in sorted(learning, key=lambda pair: pair[1].ndim <= 1):  # stable: weights first
-            decay, own = weight_decay if parameter.ndim > 1 else 0.0, (own_factors or {}).get(name, 1.0)
-            group = groups.setdefault(
-                (index, parameter.ndim > 1, own),
-                {"params": [], "weight_decay": decay, "lr_factor": factor * own, "own": own, "layer_group": index},
-            )
-            group["params"].append(parameter)
+            own = (own_factors or {}).get(name, 1.0)
+            group: dict[str, Any] = {
+                "params": [],
+                "weight_decay": weight_decay if parameter.ndim > 1 else 0.0,
+                "lr_factor": factor * own,
+                "own_factor": own,
+                "layer_group": index,
+            }
+            groups.setdefault((index, parameter.ndim > 1, own), group)["params"].append(parameter)
     return list(groups.values())
 
 
@@ -89,7 +92,7 @@ def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, momentum: 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> tuple[float, ...]:
     """The current rate of each layer group that learns, head last, without parameters' own factors."""
-    rates = {group["layer_group"]: float(group["lr"]) / group["own"] for group in optimizer.param_groups}
+    rates = {group["layer_group"]: float(group["lr"]) / group["own_factor"] for group in optimizer.param_groups}
     return tuple(rates.values())
 
 

@@ -127,7 +127,7 @@ def prepare(
     """
     device = choose_device(spec.device)
     architecture = models.get_architecture(spec.architecture)
-    image_size = spec.image_size_or(architecture.image_size)
+    image_size = spec.image_size_or(architecture.image_size, architecture.least_image_size)
     presize = presize_for(image_size, spec.augment)
     train, valid = (load_pictures(manifest, part, presize, dirs, callbacks) for part in ("train", "valid"))
     classes = len(manifest.classes)

@@ -82,10 +82,8 @@ class Curves:
             for run, points in sorted(self._runs.items())
         ]
         options["yAxis"] |= self._readable_losses()
-        options["yAxis"]["axisLabel"] = {
-            "showMinLabel": False,
-            "showMaxLabel": False,
-        }  # the limits are no round numbers
+        # the limits are no round numbers
+        options["yAxis"]["axisLabel"] = {"showMinLabel": False, "showMaxLabel": False}
         if suggestion:
             limits = options["yAxis"]
             points = [(suggestion, limits["min"]), (suggestion, limits["max"])]

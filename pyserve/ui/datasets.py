@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 
 from nicegui import events, ui
 
+from pyserve.client.job_facts import is_finder, training_of
 from pyserve.ui import folder, frame
 from pyserve.v1 import datasets_pb2, jobs_pb2, models_pb2
 
@@ -73,10 +74,8 @@ def _model_row(model: models_pb2.Model) -> tuple[str, str, str]:
 
 
 def _job_row(job: jobs_pb2.Job) -> tuple[str, str, str]:
-    finder = job.WhichOneof("spec") == "find_learning_rate"
-    spec = job.find_learning_rate.training if finder else job.train
-    name = "learning-rate finder" if finder else "training"
-    return f"{name} on {spec.dataset}", f"/{job.name}", jobs_pb2.JobState.Name(job.state).lower()
+    name = "learning-rate finder" if is_finder(job) else "training"
+    return f"{name} on {training_of(job).dataset}", f"/{job.name}", jobs_pb2.JobState.Name(job.state).lower()
 
 
 def _upload_form() -> None:

@@ -148,25 +148,15 @@ def busy(button: ui.button) -> Iterator[None]:
 
 
 def figure_url(figure: common_pb2.Figure) -> str:
-    """A picture of an answer, for `ui.image`."""
-    return data_url(figure.media_type, figure.data)
-
-
-def data_url(media_type: str, data: bytes) -> str:
-    """Bytes as the source of an image."""
-    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
-
-
-def figure_named(figures: Iterable[common_pb2.Figure], ending: str = ".svg") -> common_pb2.Figure | None:
-    """The first figure whose name ends so."""
-    return next((figure for figure in figures if figure.name.endswith(ending)), None)
+    """A picture of an answer, as the source of an image."""
+    return f"data:{figure.media_type};base64,{base64.b64encode(figure.data).decode()}"
 
 
 def show(figures: Iterable[common_pb2.Figure], text: str, *, width: str = "100%") -> None:
     """The drawing among an answer's figures, no wider than `width`, with a text that says what it shows."""
-    figure = figure_named(figures) or figure_named(figures, ".png")
-    if figure is not None:
-        picture(figure_url(figure), text).classes("bg-white").style(f"width: min(100%, {width})")
+    drawing = next((figure for figure in figures if figure.media_type == "image/svg+xml"), None)
+    if drawing is not None:
+        picture(figure_url(drawing), text).classes("bg-white").style(f"width: min(100%, {width})")
 
 
 def picture(source: str, text: str) -> ui.element:

@@ -8,12 +8,12 @@ from typing import Any
 
 from nicegui import background_tasks, context, ui
 
+from pyserve.client.job_facts import ENDED, is_finder, training_of
 from pyserve.errors import PyserveError
 from pyserve.ui import frame
 from pyserve.ui.charts import Curves
 from pyserve.v1 import jobs_pb2
 
-_ENDED = (jobs_pb2.SUCCEEDED, jobs_pb2.FAILED, jobs_pb2.CANCELLED, jobs_pb2.INTERRUPTED)
 _REFRESH_S = 0.3
 _CHART = "w-full h-72"
 
@@ -39,9 +39,8 @@ class JobView:
 
     def __init__(self, job: jobs_pb2.Job) -> None:
         self._name = job.name
-        self._finder = job.WhichOneof("spec") == "find_learning_rate"
+        self._finder, self._training = is_finder(job), training_of(job)
         self._steps = max(job.find_learning_rate.steps * max(job.find_learning_rate.repeats, 1), 1)
-        self._training = job.find_learning_rate.training if self._finder else job.train
         self._curves, self._changed = Curves(), False
         self._client = context.client
         with ui.row().classes("items-center gap-4 w-full"):
@@ -132,7 +131,7 @@ class JobView:
         self._state.props(f"color={color.get(state, 'primary')}")
         self._cancel.set_visibility(state in (jobs_pb2.QUEUED, jobs_pb2.RUNNING))
         self._resume.set_visibility(state == jobs_pb2.INTERRUPTED)
-        self._bar.set_visibility(state not in _ENDED)
+        self._bar.set_visibility(state not in ENDED)
 
     def _finish(self, job: jobs_pb2.Job) -> None:
         """What came out, and where to go from here."""

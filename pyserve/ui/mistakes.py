@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Literal, get_args
 
 from nicegui import ui
 
+from pyserve.client.insight_calls import LossOrder
 from pyserve.ui import frame
 from pyserve.v1 import insight_pb2, models_pb2
 
-Order = Literal["most_incorrect", "most_uncertain", "most_correct", "highest_loss"]
-
-_TITLES = dict(
-    zip(get_args(Order), ("most incorrect", "most uncertain", "most correct", "top losses"), strict=True)
-)
+_TITLES: dict[LossOrder, str] = {
+    "most_incorrect": "most incorrect",
+    "most_uncertain": "most uncertain",
+    "most_correct": "most correct",
+    "highest_loss": "top losses",
+}
 _PARTS = {"valid": "validation pictures", "train": "training pictures"}
 _COUNT = 24
 _THUMBNAIL_PIXELS = 224

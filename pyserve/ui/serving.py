@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import uvicorn
@@ -15,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from pyserve.addresses import address_of, host_of, is_loopback
 from pyserve.client import AsyncClient
 from pyserve.errors import InvalidArgumentError
 from pyserve.ui import frame
@@ -48,7 +48,7 @@ def serve(
         )
         raise InvalidArgumentError.field("host", host, expected)
     with _listening(host, port) as listener:
-        url = f"http://{_bracketed(host)}:{listener.getsockname()[1]}"
+        url = f"http://{address_of(host, listener.getsockname()[1])}"
         server = uvicorn.Server(
             uvicorn.Config(
                 application(connection, only_loopback=not insecure),
@@ -101,20 +101,7 @@ class LoopbackNamesOnly:
 
 def _is_own(headers: Headers) -> bool:
     host, origin = headers.get("host", ""), headers.get("origin")
-    return _names_loopback(host) and origin in (None, f"http://{host}")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address, or the name localhost, is this machine's own."""
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
-
-
-def _names_loopback(host: str) -> bool:
-    """Whether "name:port" names a loopback address."""
-    name = host[1 : host.index("]")] if host.startswith("[") and "]" in host else host.partition(":")[0]
-    return is_loopback(name.lower())
+    return is_loopback(host_of(host)) and origin in (None, f"http://{host}")
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -135,7 +122,3 @@ def _listening(host: str, port: int) -> socket.socket:
             "port", port, f"one that is free on {host} ({(error.strerror or '').lower()})"
         ) from None
     return listener
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -65,9 +65,9 @@ Global___JobState: _TypeAlias = JobState  # noqa: Y015
 
 @_typing.final
 class TrainSpec(_message.Message):
-    """What to train, on what, and how. Absent fields take the defaults that are told here, or those of the `recipe`,
-    which docs/training.md lists. A picture has one class: several labels to a picture and numbers as targets
-    (regression) are not supported.
+    """What to train, on what, and how. Absent fields take the defaults that are told here, or those of the `recipe` and
+    the `architecture`, which docs/training.md lists. A picture has one class: several labels to a picture and numbers
+    as targets (regression) are not supported.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

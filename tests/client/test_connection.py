@@ -90,6 +90,7 @@ def test_tls_to_a_server_without(connect: Callable[..., Any], fake: FakeServer) 
         ({"token": "two words"}, "token: expected printable ASCII"),
         ({"token": "line\nbreak"}, "token: expected printable ASCII"),
         ({"token": "secret", "address": "example.org:1"}, "would travel to example.org:1 unencrypted"),
+        ({"token": "secret", "address": "127.example.org:1"}, "would travel to 127.example.org:1 unencrypted"),
     ],
 )
 def test_arguments_that_do_not_fit(given: dict[str, Any], words: str) -> None:

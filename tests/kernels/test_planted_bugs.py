@@ -121,6 +121,7 @@ MANY_POSITIONS = square(2, 5, 40, 6, 3, 1, 1)
 HALF = (square(2, 24, 9, 40, 3, 1, 1), torch.bfloat16)
 FLAT, COLUMNS = (square(2, 40, 9, 72, 1), torch.float16), (square(1, 72, 20, 72, 3, 1, 1), torch.bfloat16)
 NORM = "batch_norm_relu_simt.cuh"
+NORM_GRADIENT = "batch_norm_relu_backward_simt.cuh"
 CHANNELWISE, DEPTHWISE = square(2, 48, 9, 48, 3, 1, 1, groups=48), "conv2d_depthwise.cuh"
 PRODUCT, TILE = "product_mma.cuh", "mma_tile.h"
 SIMT, OPERANDS, PRODUCTS, POINTWISE = (
@@ -399,7 +400,7 @@ PLANTED: dict[str, tuple[Patch, Check]] = {
     ),
     "batch_norm: a slice's sums are added before they are there": (
         Patch(
-            NORM,
+            NORM_GRADIENT,
             "  device::block_barrier();\n  const int64_t channel = device::block_index() * width",
             "  const int64_t channel = device::block_index() * width",
             "batch_norm_relu_simt",
@@ -408,7 +409,7 @@ PLANTED: dict[str, tuple[Patch, Check]] = {
     ),
     "batch_norm: a slice's totals are used before they are there": (
         Patch(
-            NORM,
+            NORM_GRADIENT,
             "  device::block_barrier();\n  if (!works || args.dx == nullptr) return;",
             "  if (!works || args.dx == nullptr) return;",
             "batch_norm_relu_simt",
@@ -417,7 +418,7 @@ PLANTED: dict[str, tuple[Patch, Check]] = {
     ),
     "batch_norm: a slice keeps its rows over others": (
         Patch(
-            NORM,
+            NORM_GRADIENT,
             "kept + (row * 2 + 1) * at.vectors + at.vector, x_kept",
             "kept + (row + 1) * at.vectors, x_kept",
             "batch_norm_relu_simt",

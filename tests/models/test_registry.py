@@ -9,6 +9,8 @@ from torch import nn
 from pyserve import models
 from pyserve.errors import InvalidArgumentError
 from pyserve.models import registry
+from pyserve.spec import train as train_spec
+from pyserve.spec.train import LEAST_IMAGE_SIZE
 from tests.models.support import pictures
 
 NAMES = sorted(models.architectures())
@@ -29,6 +31,22 @@ def test_every_network_gives_logits_of_its_classes(name: str) -> None:
     assert model.architecture == name
     with torch.no_grad():
         assert model.eval()(pictures(2, 3, 32, 32)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_least_size_is_the_least(name: str) -> None:
+    model, least = models.create_model(name, 2).eval(), models.get_architecture(name).least_image_size
+    with torch.no_grad():
+        assert model(pictures(1, 3, least, least)).shape == (1, 2)
+        if least > LEAST_IMAGE_SIZE:
+            with pytest.raises(RuntimeError):
+                model(pictures(1, 3, least - 1, least - 1))
+
+
+def test_specs_have_defaults_of_architectures_that_exist() -> None:
+    known = {*train_spec._ARCHITECTURE_DEFAULTS, *train_spec._ARCHITECTURE_RATE}
+    assert known
+    assert known <= set(NAMES)
 
 
 def test_the_seed_makes_the_weights() -> None:

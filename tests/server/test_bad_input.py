@@ -38,6 +38,12 @@ TRAININGS: dict[str, tuple[dict[str, Any], grpc.StatusCode, str, str]] = {
         "recipe auto chooses it",
     ),
     "budget": ({"time_budget_minutes": 1.0}, Code.INVALID_ARGUMENT, "train.time_budget_minutes", "recipe auto"),
+    "size for the network": (
+        {"architecture": "vgg16", "image_size": 16},
+        Code.INVALID_ARGUMENT,
+        "train.image_size",
+        "≥ 32, which vgg16 takes at least",
+    ),
     "start size": ({"start_image_size": 64}, Code.INVALID_ARGUMENT, "train.start_image_size", "≤ image_size"),
     "mixup": ({"mixup": float("nan")}, Code.INVALID_ARGUMENT, "train.mixup", "got nan"),
     "request id": ({"request_id": "mine"}, Code.INVALID_ARGUMENT, "request_id", "UUID"),

@@ -10,20 +10,9 @@ from pyserve.config import Settings
 from pyserve.errors import DataLossError, InvalidArgumentError
 from pyserve.security.tokens import TokenFile
 from pyserve.server.app import Server
-from pyserve.server.listening import is_loopback
 from tests.security.certificates import Authority
 
 ELSEWHERE = ("0.0.0.0", "::", "192.168.1.5", "example.org", "", "localhost.example.org")  # noqa: S104
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "[::1]", "localhost"])
-def test_loopback(host: str) -> None:
-    assert is_loopback(host)
-
-
-@pytest.mark.parametrize("host", ELSEWHERE)
-def test_elsewhere(host: str) -> None:
-    assert not is_loopback(host)
 
 
 @pytest.mark.parametrize("tls", [False, True])

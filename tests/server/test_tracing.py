@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import pytest
@@ -78,7 +78,7 @@ def within(spans: list[trace_pb2.Span], parent: trace_pb2.Span) -> dict[str, tra
 
 
 def traced(folder: Path, collector: Collector, archive: bytes) -> ServerThread:
-    """A server that sends its traces, with one dataset, after a training whose model is "models/colours"."""
+    """A server that sends its traces, with the dataset "datasets/colours"."""
     settings = Settings(
         data_dir=folder / "data",
         port=0,
@@ -92,8 +92,20 @@ def traced(folder: Path, collector: Collector, archive: bytes) -> ServerThread:
     return server
 
 
-def test_spans_of_calls_predictions_and_jobs(collector: Collector, tmp_path: Path, archive: bytes) -> None:
-    server = traced(tmp_path, collector, archive)
+class Traced(NamedTuple):
+    """What a traced server was asked, and what the collector got."""
+
+    collector: Collector
+    job: jobs_pb2.Job
+    predict_request_id: str
+    data_dir: Path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, archive: bytes) -> Iterator[Traced]:
+    """A training, a prediction, a call that fails, and a health check, three of them of one caller's trace."""
+    folder, collector = tmp_path_factory.mktemp("traced"), Collector()
+    server = traced(folder, collector, archive)
     try:
         stubs = server.stubs
         spec = jobs_pb2.TrainSpec(dataset="datasets/colours", architecture="smallnet", image_size=16, batch_size=8)
@@ -110,8 +122,12 @@ def test_spans_of_calls_predictions_and_jobs(collector: Collector, tmp_path: Pat
         health_pb2_grpc.HealthStub(stubs.channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
     finally:
         server.stop()
+    yield Traced(collector, job, dict(call.trailing_metadata())[REQUEST_ID_KEY], folder)
+    collector.stop()
 
-    spans = collector.spans
+
+def test_spans_of_a_prediction(run: Traced) -> None:
+    spans = run.collector.spans
     predicted = named(spans, "pyserve.v1.Predict/Predict")
     assert (predicted.trace_id.hex(), predicted.parent_span_id.hex()) == (TRACE, CALLER)
     assert predicted.kind == trace_pb2.Span.SPAN_KIND_SERVER
@@ -119,7 +135,7 @@ def test_spans_of_calls_predictions_and_jobs(collector: Collector, tmp_path: Pat
         "rpc.system.name": "grpc",
         "rpc.method": "pyserve.v1.Predict/Predict",
         "rpc.response.status_code": "OK",
-        "pyserve.request_id": dict(call.trailing_metadata())[REQUEST_ID_KEY],
+        "pyserve.request_id": run.predict_request_id,
     }
     stages = within(spans, predicted)
     assert set(stages) == {"load", "queue", "decode", "compute"}
@@ -131,16 +147,20 @@ def test_spans_of_calls_predictions_and_jobs(collector: Collector, tmp_path: Pat
     assert stages["queue"].end_time_unix_nano <= stages["decode"].start_time_unix_nano + 1000
     assert stages["decode"].end_time_unix_nano <= stages["compute"].start_time_unix_nano + 1000
 
-    refused = named(spans, "pyserve.v1.Models/Get")
+
+def test_the_span_of_a_call_that_fails(run: Traced) -> None:
+    refused = named(run.collector.spans, "pyserve.v1.Models/Get")
     assert not refused.parent_span_id
     assert facts(refused.attributes)["rpc.response.status_code"] == "NOT_FOUND"
     assert facts(refused.attributes)["error.type"] == "NOT_FOUND"
     assert refused.status.code == trace_pb2.Status.STATUS_CODE_UNSET  # the caller's fault, not the server's
 
-    trained = named(spans, "job train")
-    submitted = named(spans, "pyserve.v1.Jobs/Train")
+
+def test_spans_of_a_job(run: Traced) -> None:
+    spans = run.collector.spans
+    trained, submitted = named(spans, "job train"), named(spans, "pyserve.v1.Jobs/Train")
     assert (trained.trace_id.hex(), trained.parent_span_id) == (TRACE, submitted.span_id)
-    told = {"pyserve.job": job.name, "pyserve.attempt": 1, "pyserve.job_state": "SUCCEEDED"}
+    told = {"pyserve.job": run.job.name, "pyserve.attempt": 1, "pyserve.job_state": "SUCCEEDED"}
     assert facts(trained.attributes) == told
     parts = within(spans, trained)
     [phase] = [span for name, span in parts.items() if name.startswith("phase ")]
@@ -150,11 +170,13 @@ def test_spans_of_calls_predictions_and_jobs(collector: Collector, tmp_path: Pat
     assert [epoch["pyserve.epoch"] for epoch in epochs] == [1, 2]
     assert 0 <= epochs[1]["pyserve.accuracy"] <= 1
 
-    everything = b"".join(r.SerializeToString() for r in collector.requests)
+
+def test_what_a_client_sends_is_in_no_span(run: Traced) -> None:
+    everything = b"".join(r.SerializeToString() for r in run.collector.requests)
     assert UNSEEN.encode() not in everything
-    assert str(tmp_path).encode() not in everything
+    assert str(run.data_dir).encode() not in everything
     assert b"grpc.health" not in everything
-    resource = facts(collector.requests[0].resource_spans[0].resource.attributes)
+    resource = facts(run.collector.requests[0].resource_spans[0].resource.attributes)
     assert resource["service.name"] == "pyserve"
 
 

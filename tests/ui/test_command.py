@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pyserve.errors import InvalidArgumentError
-from pyserve.ui.serving import is_loopback, serve
+from pyserve.ui.serving import serve
 from tests.cli_support import Run, runner
 
 
@@ -21,23 +21,6 @@ def test_beyond_loopback_it_asks_for_insecure(run: Run) -> None:
     assert done.code == 2
     assert "host: got '192.0.2.1'" in done.err
     assert "--insecure" in done.err
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("localhost", True),
-        ("127.0.0.1", True),
-        ("127.8.9.1", True),
-        ("::1", True),
-        ("0.0.0.0", False),  # noqa: S104
-        ("::", False),
-        ("10.0.0.1", False),
-        ("pictures.example", False),
-    ],
-)
-def test_what_loopback_is(host: str, expected: bool) -> None:
-    assert is_loopback(host) is expected
 
 
 def test_a_port_that_is_taken_is_told() -> None:

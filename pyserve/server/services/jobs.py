@@ -149,7 +149,8 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         """Refuse now what would fail as soon as a worker begins."""
         self._catalog.get(training.dataset)
         try:
-            training.image_size_or(models.get_architecture(training.architecture).image_size)
+            architecture = models.get_architecture(training.architecture)
+            training.image_size_or(architecture.image_size, architecture.least_image_size)
             if training.weights == "imagenet":
                 models.require_imagenet(training.architecture)
             elif training.weights.startswith("models/"):
