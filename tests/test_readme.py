@@ -34,7 +34,8 @@ def test_paths_exist() -> None:
 
 
 def test_commands_exist() -> None:
-    commands = set(re.findall(r"^pyserve ([a-z-]+(?: [a-z-]+(?= (?:pets|jobs/|models/)))?)", README, re.MULTILINE))
+    shells = "".join(re.findall(r"^```\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
+    commands = set(re.findall(r"^pyserve ([a-z-]+(?: [a-z-]+(?= (?:pets|jobs/|models/)))?)", shells, re.MULTILINE))
     assert commands >= {"serve", "train", "predict"}
     for command in sorted(commands):
         done = subprocess.run(
