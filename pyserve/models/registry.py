@@ -9,7 +9,6 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from pyserve.errors import InvalidArgumentError
-from pyserve.spec.train import LEAST_IMAGE_SIZE
 
 Channels = tuple[float, float, float]
 
@@ -28,7 +27,7 @@ class Architecture:
         image_size: side of the square it is made for, pixels.
         mean, std: of the RGB channels (0…1) that its input is normalised with.
         build: number of classes → network.
-        least_image_size: of the sides that it can take, pixels.
+        least_image_size: of the sides that it can take, pixels; 1: a spec's own bound is the only one.
         imagenet: the member of torchvision's weights enum of this network ("IMAGENET1K_V1"); None: there is none.
     """
 
@@ -37,7 +36,7 @@ class Architecture:
     mean: Channels
     std: Channels
     build: Callable[[int], nn.Module]
-    least_image_size: int = LEAST_IMAGE_SIZE
+    least_image_size: int = 1
     imagenet: str | None = None
 
 
@@ -63,7 +62,7 @@ def register(
     image_size: int,
     mean: Channels = IMAGENET_MEAN,
     std: Channels = IMAGENET_STD,
-    least_image_size: int = LEAST_IMAGE_SIZE,
+    least_image_size: int = 1,
     imagenet: str | None = None,
 ) -> Callable[[Callable[[int], nn.Module]], Callable[[int], nn.Module]]:
     """Register the decorated function, number of classes → network, under a name; arguments as in Architecture."""
