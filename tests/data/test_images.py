@@ -275,6 +275,13 @@ def test_a_square_averages_what_it_shrinks() -> None:
     assert abs(to_square(Image.fromarray(checkers), 16).astype(int) - 127).max() <= 2
 
 
+@pytest.mark.parametrize("side", [7, 33, 60, 90])
+def test_a_square_is_resampled_as_pillow_does(side: int) -> None:
+    image = Image.fromarray(noise(12, 60, 84))
+    expected = np.asarray(image.crop((12, 0, 72, 60)).resize((side, side), Image.Resampling.BILINEAR))
+    assert abs(to_square(image, side).astype(int) - expected.transpose(2, 0, 1)).max() <= 1
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_preview_is_upright_and_small(kind: str) -> None:
     pixels = np.zeros((300, 900, 3), np.uint8)
