@@ -2,12 +2,13 @@
 
     nice -n 15 python benchmarks/lr_advice.py --threads 1 --json benchmarks/results/lr_advice.json
 
-For each case (`lr_cases.py`) three range tests are run and every rule reads them. Then the network is trained from
-the same start with fixed learning rates, three to a decade around the best, and with the rate of the default rule
-(the median of the three tests); losses at the other rules' rates are interpolated. The final loss is the training
-loss, mean of the last quarter of the steps and of the seeds; the excess of a rate is how far its final loss lies
-above the lowest of all rates that were trained. A training that is not finite, or ends above where it began, has
-no final loss. The constant schedule (2 seeds) and one-cycle with the rate as its peak (1 seed) are measured.
+For each case (`lr_cases.py`) three range tests are run and every rule reads them. Then the network is trained
+from the same start with fixed learning rates, three to a decade around the best, and with that of the schedule's
+default rule (the median of the three tests); losses at the other rules' rates are interpolated. The final loss
+is the training loss, mean of the last quarter of the steps and of the seeds; the excess of a rate is how far its
+final loss lies above the lowest of all rates that were trained. A training that is not finite, or ends above
+where it began, has no final loss. The constant schedule (2 seeds) and one-cycle with the rate as its peak (1
+seed) are measured.
 
 What was trained is kept in the JSON file and not trained again. `--interpolate` trains nothing.
 """
@@ -29,8 +30,8 @@ from matplotlib.figure import Figure
 
 import report
 from lr_cases import CASES, Case
-from pyserve.insight.figures.style import BLUE, INK, MUTED, ORANGE, VERMILION, figure, new_figure
-from pyserve.spec import DEFAULT_RULE
+from pyserve.insight.figures.style import BLUE, INK, MUTED, ORANGE, figure, new_figure
+from pyserve.spec import default_rule
 from pyserve.training.callbacks import CurvePoint
 from pyserve.training.lr_finder import suggest_all
 from pyserve.training.lr_rules import RULES
@@ -41,6 +42,7 @@ from pyserve.training.seeding import kept_random_state
 
 REPEATS = 3
 SCHEDULE_NAMES = {"constant": (0, 1), "one_cycle": (0,)}  # and the seeds of each
+COLOURS = {"constant": BLUE, "one_cycle": ORANGE}
 PER_DECADE = 3
 MIDDLE = {"adamw": 1e-3, "sgd": 0.1}
 FAR = 1.25  # the grid goes on, up and down, until a loss is so many times the best
@@ -158,7 +160,7 @@ def rows_of(measured: Measurements, case: Case) -> list[dict[str, Any]]:
     suggestions = suggest_all(measured.curves(case))
     rows = []
     for schedule in SCHEDULE_NAMES:
-        advised = suggestions[DEFAULT_RULE].learning_rate
+        advised = suggestions[default_rule(schedule)].learning_rate
         if advised is not None:
             measured.loss(case, schedule, advised)
         losses = measured.losses(case, schedule)
@@ -197,16 +199,17 @@ def advice(measured: Measurements, cases: Sequence[Case]) -> Figure:
     rows = -(-len(cases) // 2)
     built = new_figure(2.5 * rows)
     grid = built.subplots(rows, 2, squeeze=False)
+    defaults = {default_rule(schedule): colour for schedule, colour in COLOURS.items()}
     for axes, case in zip(grid.flat, cases, strict=False):
-        for schedule, colour in zip(SCHEDULE_NAMES, (BLUE, ORANGE), strict=True):
+        for schedule, colour in COLOURS.items():
             losses = measured.losses(case, schedule)
             best = min(losses.values())
             shown = {rate: min(100 * (loss / best - 1), 99) for rate, loss in losses.items()}
             axes.plot(list(shown), list(shown.values()), "o-", color=colour, markersize=3, label=schedule)
         for place, (rule, found) in enumerate(suggest_all(measured.curves(case)).items()):
             if found.learning_rate is not None:
-                bold = rule == DEFAULT_RULE
-                axes.axvline(found.learning_rate, color=VERMILION if bold else MUTED, linewidth=2 if bold else 1)
+                colour = defaults.get(rule, MUTED)
+                axes.axvline(found.learning_rate, color=colour, linewidth=2 if rule in defaults else 1)
                 axes.text(found.learning_rate, 58 - 7 * place, f" {rule}", fontsize=8, color=INK)
         axes.set(xscale="log", ylim=(0, 65), title=case.name)
         axes.title.set_fontsize(10)

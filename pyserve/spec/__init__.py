@@ -14,7 +14,6 @@ and the job control stay light.
 from pyserve.spec.finder import FindLearningRateSpec, JobSpec, comparable
 from pyserve.spec.names import (
     APPROXIMATION_TARGETS,
-    DEFAULT_RULE,
     IMAGE_KERNEL_NAMES,
     OWN_FINDER,
     RESOURCE_ID,
@@ -24,6 +23,7 @@ from pyserve.spec.names import (
     Recipe,
     Rule,
     Schedule,
+    default_rule,
 )
 from pyserve.spec.parse import parse
 from pyserve.spec.train import CHOSEN_BY_AUTO, TrainSpec
@@ -31,7 +31,6 @@ from pyserve.spec.train import CHOSEN_BY_AUTO, TrainSpec
 __all__ = [
     "APPROXIMATION_TARGETS",
     "CHOSEN_BY_AUTO",
-    "DEFAULT_RULE",
     "IMAGE_KERNEL_NAMES",
     "OWN_FINDER",
     "RESOURCE_ID",
@@ -45,5 +44,6 @@ __all__ = [
     "Schedule",
     "TrainSpec",
     "comparable",
+    "default_rule",
     "parse",
 ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from pyserve.spec.base import Finite, Spec, located
-from pyserve.spec.names import DEFAULT_RULE, Mode, Rule
+from pyserve.spec.names import Mode, Rule, default_rule
 from pyserve.spec.train import TrainSpec
 
 
@@ -25,7 +25,15 @@ class FindLearningRateSpec(Spec):
     repeats: int = Field(
         default=1, ge=1, le=20, description="Runs with other seeds, for the spread of each suggestion."
     )
-    rule: Rule = Field(default=DEFAULT_RULE, description="Rule whose suggestion is recommended.")
+    rule: Rule | Literal[""] = Field(
+        default="",
+        description="Rule whose suggestion is recommended; default: that for the training's schedule.",
+    )
+
+    @property
+    def effective_rule(self) -> Rule:
+        """The rule whose suggestion is recommended."""
+        return self.rule or default_rule(self.training.schedule)
 
     @field_validator("end_lr")
     @classmethod

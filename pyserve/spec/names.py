@@ -12,9 +12,8 @@ Optimizer = Literal["adamw", "sgd"]
 Augment = Literal["none", "flip", "crop", "standard", "strong"]
 ClassWeights = Literal["none", "balanced"]
 Precision = Literal["float32", "bfloat16"]
-Rule = Literal["valley", "knee", "steep", "slide", "minimum"]
+Rule = Literal["middle", "peak", "valley", "steep", "slide", "minimum"]
 Mode = Literal["exponential", "doubling", "linear"]
-DEFAULT_RULE: Rule = "valley"
 ImageKernel = Literal[
     "identity",
     "sobel_top",
@@ -28,3 +27,8 @@ ImageKernel = Literal[
 ]
 IMAGE_KERNEL_NAMES: tuple[str, ...] = get_args(ImageKernel)
 APPROXIMATION_TARGETS = ("waves", "sine", "sawtooth", "jump")
+
+
+def default_rule(schedule: str) -> Rule:
+    """The rule for a rate that is held, or for one that a schedule only touches (benchmarks/lr_advice.py)."""
+    return "middle" if schedule == "constant" else "peak"

@@ -26,7 +26,8 @@ _READS: dict[str, Reads] = {}
 
 _TRIMMED_END = 5  # the last points, where the loss already runs away
 _FEWEST = 4  # points of a trimmed curve that can have a shape
-_KNEE = 0.7  # of the fall; benchmarks/lr_advice.py
+_MIDDLE = (0.5, 0.85)  # of the fall; as this and the next were found: benchmarks/lr_advice.py
+_PEAK = 3.0  # times the middle
 _SLIDE_WIDTH = 15
 _SLIDE_THRESHOLD = 0.005
 
@@ -63,6 +64,29 @@ def suggest(rule: str, curve: Curve) -> float:
     return RULES[rule](kept_lrs, kept_losses)
 
 
+@register("middle", reads="losses")
+def middle(lrs: Sequence[float], losses: Sequence[float]) -> float:
+    """For a rate that is held: the geometric mean of those at which half and 85 % of the loss's fall are done.
+
+    The fall is the isotonic fit of the mini-batches' losses (`lr_curve.Fall`), so the answer does not lag behind
+    as one read off a moving average does; two places on it scatter less than one. Our own.
+    """
+    return _middle_of_fall("middle", lrs, losses)
+
+
+@register("peak", reads="losses")
+def peak(lrs: Sequence[float], losses: Sequence[float]) -> float:
+    """For a rate that a schedule touches only, as one-cycle does: three times `middle`."""
+    return _PEAK * _middle_of_fall("peak", lrs, losses)
+
+
+def _middle_of_fall(rule: str, lrs: Sequence[float], losses: Sequence[float]) -> float:
+    fall = fall_of(losses, max(len(losses) // 10, 3))
+    if not fall.is_real:
+        raise FailedPreconditionError(f"{rule}: the loss falls by no more than its scatter")
+    return math.sqrt(math.prod(lrs[fall.reaches(part)] for part in _MIDDLE))
+
+
 @register("valley")
 def valley(lrs: Sequence[float], losses: Sequence[float]) -> float:
     """Two thirds along the longest decreasing run of the losses.
@@ -92,19 +116,6 @@ def longest_decrease(values: Sequence[float]) -> list[int]:
         run.append(index)
         index = before[index]
     return run[::-1]
-
-
-@register("knee", reads="losses")
-def knee(lrs: Sequence[float], losses: Sequence[float]) -> float:
-    """Where the loss has done 70 % of its fall: beyond the steep part, before the bottom, where it turns ragged.
-
-    The fall is the isotonic fit of the mini-batches' losses (`lr_curve.Fall`), so the answer does not lag behind
-    as one read off a moving average does.
-    """
-    fall = fall_of(losses, max(len(losses) // 10, 3))
-    if not fall.is_real:
-        raise FailedPreconditionError("knee: the loss falls by no more than its scatter")
-    return lrs[fall.reaches(_KNEE)]
 
 
 @register("steep")

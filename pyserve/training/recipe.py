@@ -14,7 +14,7 @@ from pyserve import models
 from pyserve.errors import FailedPreconditionError
 from pyserve.models.snapshots import EPOCHS as SNAPSHOT_EPOCHS
 from pyserve.models.snapshots import SnapshotFacts, keep_snapshot
-from pyserve.spec import DEFAULT_RULE
+from pyserve.spec import default_rule
 from pyserve.training.callbacks import STOPPED_STATUS, Callbacks, Status, Stopped, raise_if_stopped
 from pyserve.training.checkpoint import CheckpointStore
 from pyserve.training.evaluation import evaluate
@@ -146,7 +146,7 @@ def _rate_finder(
             before_step=lambda: raise_if_stopped(callbacks),
         )
         try:
-            found = recommend(suggest_all(useful([curve], callbacks.on_warning)), DEFAULT_RULE)
+            found = recommend(suggest_all(useful([curve], callbacks.on_warning)), default_rule(phase.schedule))
         except FailedPreconditionError as error:
             rate = before or spec.effective_learning_rate
             callbacks.on_warning("no_learning_rate_found", f"{error.message}; taking {rate:g} instead")

@@ -443,7 +443,9 @@ class FindLearningRateSpec(_message.Message):
     repeats: _builtins.int
     """Runs with other seeds, for the spread of each suggestion; default 1."""
     rule: _builtins.str
-    """Rule whose suggestion is recommended: "valley" (default), "knee", "steep", "slide" or "minimum"."""
+    """Rule whose suggestion is recommended: "middle" (default where the training's schedule is constant), "peak"
+    (default elsewhere), "valley", "steep", "slide" or "minimum".
+    """
     @_builtins.property
     def training(self) -> Global___TrainSpec:
         """The training for which the rate is sought; its epochs, schedule and learning rate play no part."""

@@ -98,7 +98,7 @@ def test_finder_and_a_training_that_takes_its_rate(stubs: Stubs) -> None:
     result = finder.learning_rate_result
     points = [e.curve_point for e in events if e.WhichOneof("event") == "curve_point"]
     assert [p.learning_rate for p in points] == [p.learning_rate for p in result.curve]
-    assert {s.rule for s in result.suggestions} == {"valley", "knee", "steep", "slide", "minimum"}
+    assert {s.rule for s in result.suggestions} == {"middle", "peak", "valley", "steep", "slide", "minimum"}
     if not result.learning_rate:
         pytest.fail(f"no suggestion: {result.suggestions}")
     request = train_request(lr_from=finder.name, batch_size=4, epochs=1)

@@ -271,12 +271,12 @@ def test_a_later_curve_of_no_use_leaves_the_rate_of_the_phase_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The head has learnt all it can: no range test of it can fall any more."""
-    found = [Suggestion("valley", 0.0123)]
+    found = [Suggestion("peak", 0.0123)]
 
     def once(curves: object) -> dict[str, Suggestion]:
         if not found:
             raise FailedPreconditionError("the loss is flat")
-        return {"valley": found.pop()}
+        return {"peak": found.pop()}
 
     monkeypatch.setattr("pyserve.training.recipe.useful", lambda curves, warn: curves)
     monkeypatch.setattr("pyserve.training.recipe.suggest_all", once)

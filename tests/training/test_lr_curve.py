@@ -8,6 +8,7 @@ import statistics
 import numpy as np
 import pytest
 
+from pyserve.errors import FailedPreconditionError
 from pyserve.training.callbacks import CurvePoint
 from pyserve.training.lr_curve import fall_of, falling_fit, problem_of
 from pyserve.training.lr_rules import suggest
@@ -52,12 +53,24 @@ def test_a_fall_is_measured_without_its_noise() -> None:
     assert all(a >= b for a, b in zip(noisy.levels, noisy.levels[1:], strict=False))
 
 
-def test_the_knee_is_where_seven_tenths_of_the_fall_are_done() -> None:
-    rate = suggest("knee", curve(ramp()))
-    there = 10 ** (-4 + 2 * 0.7)  # on the straight line
-    assert there <= rate <= there * (LRS[1] / LRS[0])  # the next rate that was tried
-    answers = [suggest("knee", curve(ramp(0.05, seed))) for seed in range(20)]
-    assert all(abs(math.log10(answer / there)) < 0.35 for answer in answers)
+def test_the_middle_lies_between_a_half_and_85_percent_of_the_fall() -> None:
+    rate = suggest("middle", curve(ramp()))
+    there = 10 ** (-4 + 2 * (0.5 + 0.85) / 2)  # on the straight line
+    assert there <= rate <= there * (LRS[1] / LRS[0])  # the next rates that were tried
+    answers = [suggest("middle", curve(ramp(0.05, seed))) for seed in range(20)]
+    assert all(abs(math.log10(answer / there)) < 0.25 for answer in answers)
+
+
+def test_a_peak_is_three_times_the_middle() -> None:
+    for seed in range(5):
+        drawn = curve(ramp(0.05, seed))
+        assert suggest("peak", drawn) == pytest.approx(3 * suggest("middle", drawn))
+
+
+@pytest.mark.parametrize("rule", ["middle", "peak"])
+def test_scatter_is_no_fall(rule: str) -> None:
+    with pytest.raises(FailedPreconditionError, match=f"^{rule}: the loss falls by no more than its scatter"):
+        suggest(rule, curve(list(2.3 + np.random.default_rng(0).normal(0, 0.1, 100))))
 
 
 @pytest.mark.parametrize("seed", range(10))
