@@ -138,6 +138,8 @@ WEIGHTS = {**DATASET, "weights": "imagenet"}
         ({"class_weights": "equal"}, "class_weights: got 'equal', expected one of 'none' or 'balanced'"),
         ({"mixup": -0.1}, "mixup: got -0.1, expected ≥ 0"),
         ({"ema_decay": 1.0}, "ema_decay: got 1.0, expected < 1"),
+        ({"max_shift": 0.0}, "max_shift: got 0.0, expected > 0"),
+        ({"max_shift": 0.6}, "max_shift: got 0.6, expected ≤ 0.5"),
         ({"lr_from": "jobs/x"}, "lr_from: got 'jobs/x', expected text matching"),
     ],
 )

@@ -200,6 +200,15 @@ class TrainSpec(Spec):
     snapshots: bool = Field(
         default=False, description="Keep the weights after epochs 1, 2, 5, 10, …, for `pyserve evolution`."
     )
+    max_shift: Finite = Field(
+        default=0.125,
+        gt=0,
+        le=0.5,
+        description="How far augment crop shifts, at most, fraction of a side.",
+    )
+    alternate_flips: bool = Field(
+        default=False, description="What one epoch mirrors the next one does not, and the other way round."
+    )
 
     # Validators before the fields' own run from the last to the first.
     @model_validator(mode="before")
