@@ -138,6 +138,8 @@ WEIGHTS = {**DATASET, "weights": "imagenet"}
         ({"class_weights": "equal"}, "class_weights: got 'equal', expected one of 'none' or 'balanced'"),
         ({"mixup": -0.1}, "mixup: got -0.1, expected ≥ 0"),
         ({"ema_decay": 1.0}, "ema_decay: got 1.0, expected < 1"),
+        ({"max_shift": 0.0}, "max_shift: got 0.0, expected > 0"),
+        ({"max_shift": 0.6}, "max_shift: got 0.6, expected ≤ 0.5"),
         ({"lr_from": "jobs/x"}, "lr_from: got 'jobs/x', expected text matching"),
     ],
 )
@@ -173,17 +175,21 @@ def test_an_architecture_sets_what_it_was_made_for() -> None:
     network: dict[str, Any] = {**DATASET, "architecture": "whitenednet"}
     plain = spec.TrainSpec(**network)
     assert (plain.optimizer, plain.batch_size, plain.augment, plain.label_smoothing) == ("sgd", 512, "crop", 0.2)
+    assert (plain.schedule, plain.momentum, plain.max_shift) == ("slanted_triangular", 0.85, 1 / 16)
+    assert plain.alternate_flips
     assert plain.effective_learning_rate == pytest.approx(0.75)
     assert spec.TrainSpec(**network, batch_size=128).effective_learning_rate == pytest.approx(0.75 / 4)
     assert spec.TrainSpec(**network, learning_rate=0.1).effective_learning_rate == 0.1
     assert spec.TrainSpec(**network, label_smoothing=0.0, augment="none").augment == "none"
     adamw = spec.TrainSpec(**network, optimizer="adamw")
     assert (adamw.effective_learning_rate, adamw.effective_weight_decay, adamw.batch_size) == (1e-3, 0.01, 512)
+    assert adamw.momentum == 0.9
     trained = spec.TrainSpec(**network, weights="models/pets")
     assert (trained.optimizer, trained.effective_learning_rate, trained.batch_size) == ("adamw", 1e-3, 64)
     assert spec.TrainSpec.model_validate_json(plain.model_dump_json()) == plain
     auto = spec.TrainSpec(**network, recipe="auto", time_budget_minutes=3.0)
     assert (auto.optimizer, auto.batch_size, auto.label_smoothing) == ("sgd", 64, 0.2)
+    assert (auto.schedule, auto.max_shift) == ("one_cycle", 1 / 16)
 
 
 def test_what_auto_will_choose_is_not_shown_before() -> None:

@@ -11,10 +11,10 @@ from contextlib import closing
 import numpy as np
 import torch
 
-from pyserve.data.order import epoch_order, generator
+from pyserve.data.order import alternating_flips, epoch_order, generator
 from pyserve.data.tensors import PartTensors
+from pyserve.data.transforms import MAX_SHIFT, evaluation_view, normalize, shrunk, tta_views
 from pyserve.data.transforms import augment as augmented
-from pyserve.data.transforms import evaluation_view, normalize, shrunk, tta_views
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -36,6 +36,8 @@ class TrainBatches:
         mean, std: of each RGB channel, for values in 0…1.
         device: where batches are augmented and given.
         balanced: as for `epoch_order`.
+        max_shift: as for `transforms.augment`.
+        alternate_flips: pictures are mirrored as `alternating_flips` says, where the augmentation mirrors any.
         size_of: progressive resizing: side of the batches of an epoch, at most `image_size`; None: that one.
     """
 
@@ -51,10 +53,13 @@ class TrainBatches:
         std: Sequence[float],
         device: torch.device,
         balanced: bool = False,
+        max_shift: float = MAX_SHIFT,
+        alternate_flips: bool = False,
         size_of: Callable[[int], int] | None = None,
     ) -> None:
         self._part, self._batch_size, self._augment, self._seed = part, batch_size, augment, seed
         self._balanced, self._size_of = balanced, size_of
+        self._max_shift, self._alternate_flips = max_shift, alternate_flips
         self._image_size, self._mean, self._std, self._device = image_size, tuple(mean), tuple(std), device
 
     def __len__(self) -> int:
@@ -72,10 +77,17 @@ class TrainBatches:
         size = self._image_size if self._size_of is None else self._size_of(epoch)
         order = epoch_order(self._part.labels, seed=self._seed, epoch=epoch, balanced=self._balanced)
         indices = torch.split(order, self._batch_size)[start_step : len(self)]
+        flips = alternating_flips(len(self._part), seed=self._seed, epoch=epoch) if self._alternate_flips else None
         with closing(_read(self._part, indices, self._device)) as batches:
-            for step, (images, labels) in enumerate(batches, start=start_step):
-                smaller = shrunk(images, round(images.shape[-1] * size / self._image_size))
-                view = augmented(self._augment, smaller, size, generator(self._seed, epoch, step + 1))
+            for step, (index, (images, labels)) in enumerate(zip(indices, batches, strict=True), start=start_step):
+                view = augmented(
+                    self._augment,
+                    shrunk(images, round(images.shape[-1] * size / self._image_size)),
+                    size,
+                    generator(self._seed, epoch, step + 1),
+                    max_shift=self._max_shift,
+                    mirrored=None if flips is None else flips[index],
+                )
                 yield _finished(view, self._mean, self._std), labels
 
 

@@ -5,11 +5,32 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+_FLIPS = 1  # key of the draw that all epochs share
+
 
 def generator(seed: int, epoch: int, draw: int) -> torch.Generator:
     """A generator on the CPU; draw 0 of an epoch is its order, draw i + 1 the augmentation of batch i."""
     (state,) = np.random.SeedSequence([seed, epoch, draw]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state) >> 1)
+
+
+def alternating_flips(count: int, *, seed: int, epoch: int) -> torch.Tensor:
+    """Which pictures of a part are mirrored in an epoch: half of them, and in the next one the others.
+
+    So two epochs show every picture both ways, where two draws would show half of them twice the same
+    (Keller Jordan, arXiv 2404.00498).
+
+    Args:
+        count: N, pictures of the part.
+        seed: of what the first epoch draws.
+        epoch: from 0.
+
+    Returns:
+        bool [N].
+    """
+    (state,) = np.random.SeedSequence(seed, spawn_key=(_FLIPS,)).generate_state(1, np.uint64)
+    first = torch.rand(count, generator=torch.Generator().manual_seed(int(state) >> 1)) < 0.5
+    return first ^ (epoch % 2 == 1)
 
 
 def epoch_order(labels: torch.Tensor, *, seed: int, epoch: int, balanced: bool = False) -> torch.Tensor:

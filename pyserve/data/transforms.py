@@ -25,12 +25,28 @@ _AREA = (0.35, 1.0)  # of a random crop, as a fraction of the square
 _ASPECT = (3 / 4, 4 / 3)  # width to height of a random crop
 _ROTATION_DEG = 10.0  # either way
 _COLOUR = 0.3  # brightness, contrast, saturation: a factor within 1 ± this
-_PADDING = 1 / 8  # of a shifted picture, on each side: the 4 pixels of 32 that are usual for CIFAR
+MAX_SHIFT = 1 / 8  # of a picture's side: the 4 pixels of 32 that are usual for CIFAR
 
 _TTA_SHIFT = 1 / 16  # of a view for prediction of a picture without a margin: half of what training shifts by
 
-# uint8 [N, 3, presize, presize], size, generator on the CPU → float32 [N, 3, size, size] in 0…1, on that device
-Augmentation = Callable[[torch.Tensor, int, torch.Generator], torch.Tensor]
+
+@dataclass(frozen=True)
+class _Draw:
+    """What is random in the views of a batch, and within which bounds; see `augment`."""
+
+    generator: torch.Generator
+    max_shift: float
+    mirrored: torch.Tensor | None
+
+    def flips(self, count: int) -> torch.Tensor:
+        """Which pictures are mirrored, bool [N]: those that are told, or else half of them."""
+        if self.mirrored is not None:
+            return self.mirrored
+        return torch.rand(count, generator=self.generator) < 0.5
+
+
+# uint8 [N, 3, presize, presize], size, what to draw → float32 [N, 3, size, size] in 0…1, on that device
+Augmentation = Callable[[torch.Tensor, int, _Draw], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -57,7 +73,15 @@ def presize_for(image_size: int, augment: str) -> int:
     return round(image_size * _registered(augment).margin)
 
 
-def augment(name: str, images: torch.Tensor, image_size: int, generator: torch.Generator) -> torch.Tensor:
+def augment(
+    name: str,
+    images: torch.Tensor,
+    image_size: int,
+    generator: torch.Generator,
+    *,
+    max_shift: float = MAX_SHIFT,
+    mirrored: torch.Tensor | None = None,
+) -> torch.Tensor:
     """An augmented view of each picture, by the augmentation's name.
 
     Args:
@@ -65,11 +89,14 @@ def augment(name: str, images: torch.Tensor, image_size: int, generator: torch.G
         images: uint8 [N, 3, presize, presize].
         image_size: side of the result, at most `presize`.
         generator: on the CPU; the only source of randomness.
+        max_shift: of "crop", a fraction of `image_size`; it shifts by a pixel at least.
+        mirrored: which pictures are mirrored where the augmentation mirrors any, bool [N] on the CPU; None: half
+            of them, drawn anew.
 
     Returns:
         float32 [N, 3, image_size, image_size] in 0…1, on the device of `images`.
     """
-    return _registered(name).function(images, image_size, generator)
+    return _registered(name).function(images, image_size, _Draw(generator, max_shift, mirrored))
 
 
 def normalize(view: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -127,24 +154,24 @@ def tta_views(batch: torch.Tensor, image_size: int) -> list[torch.Tensor]:
 
 
 @_augmentation("none")
-def _none(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+def _none(images: torch.Tensor, size: int, draw: _Draw) -> torch.Tensor:
     return evaluation_view(images, size)
 
 
 @_augmentation("flip")
-def _flip(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+def _flip(images: torch.Tensor, size: int, draw: _Draw) -> torch.Tensor:
     """Half of the pictures mirrored."""
-    mirrored = _moved(torch.rand(len(images), generator=generator) < 0.5, images.device)
+    mirrored = _moved(draw.flips(len(images)), images.device)
     central = _central(images, size)
     return _to_float(torch.where(mirrored[:, None, None, None], _v2().horizontal_flip(central), central))
 
 
 @_augmentation("crop")
-def _crop(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
-    """Shifted by up to an eighth each way, what comes in mirrored at the edge; and half of them mirrored."""
-    padding = max(round(size * _PADDING), 1)
-    shift = torch.randint(-padding, padding + 1, (len(images), 2), generator=generator)
-    mirrored = torch.rand(len(images), generator=generator) < 0.5
+def _crop(images: torch.Tensor, size: int, draw: _Draw) -> torch.Tensor:
+    """Shifted by up to `max_shift` each way, what comes in mirrored at the edge; and half of them mirrored."""
+    padding = max(round(size * draw.max_shift), 1)
+    shift = torch.randint(-padding, padding + 1, (len(images), 2), generator=draw.generator)
+    mirrored = draw.flips(len(images))
     position = torch.arange(size)
     columns = torch.where(mirrored[:, None], position.flip(0), position) + shift[:, :1]
     central = _central(images, size)
@@ -156,34 +183,34 @@ def _crop(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.
 
 
 @_augmentation("standard", _MARGIN)
-def _standard(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+def _standard(images: torch.Tensor, size: int, draw: _Draw) -> torch.Tensor:
     """Random resized crop, and half of them mirrored."""
-    return _sampled(images, _crop_matrices(len(images), generator), size)
+    return _sampled(images, _crop_matrices(len(images), draw), size)
 
 
 @_augmentation("strong", _MARGIN)
-def _strong(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+def _strong(images: torch.Tensor, size: int, draw: _Draw) -> torch.Tensor:
     """As "standard", and rotated, and another brightness, contrast and saturation."""
-    matrices = _crop_matrices(len(images), generator)
-    angle = torch.empty(len(images)).uniform_(-_ROTATION_DEG, _ROTATION_DEG, generator=generator)
-    factors = torch.empty(3, len(images), 1, 1, 1).uniform_(1 - _COLOUR, 1 + _COLOUR, generator=generator)
+    matrices = _crop_matrices(len(images), draw)
+    angle = torch.empty(len(images)).uniform_(-_ROTATION_DEG, _ROTATION_DEG, generator=draw.generator)
+    factors = torch.empty(3, len(images), 1, 1, 1).uniform_(1 - _COLOUR, 1 + _COLOUR, generator=draw.generator)
     view = _sampled(images, _rotated(matrices, torch.deg2rad(angle)), size)
     return _coloured(view, _moved(factors, images.device))
 
 
-def _crop_matrices(count: int, generator: torch.Generator) -> torch.Tensor:
+def _crop_matrices(count: int, draw: _Draw) -> torch.Tensor:
     """Affine matrices [N, 2, 3] of random crops, half of them mirrored, for `affine_grid`."""
-    draw = torch.rand(5, count, generator=generator)
-    area = _AREA[0] + (_AREA[1] - _AREA[0]) * draw[0]
+    area, aspect, across, down = torch.rand(4, count, generator=draw.generator)
+    area = _AREA[0] + (_AREA[1] - _AREA[0]) * area
     low, high = math.log(_ASPECT[0]), math.log(_ASPECT[1])
-    aspect = torch.exp(low + (high - low) * draw[1])
+    aspect = torch.exp(low + (high - low) * aspect)
     width = (area * aspect).sqrt().clamp(max=1.0)
     height = (area / aspect).sqrt().clamp(max=1.0)
     matrices = torch.zeros(count, 2, 3)
-    matrices[:, 0, 0] = torch.where(draw[4] < 0.5, -width, width)
+    matrices[:, 0, 0] = torch.where(draw.flips(count), -width, width)
     matrices[:, 1, 1] = height
-    matrices[:, 0, 2] = (1 - width) * (2 * draw[2] - 1)
-    matrices[:, 1, 2] = (1 - height) * (2 * draw[3] - 1)
+    matrices[:, 0, 2] = (1 - width) * (2 * across - 1)
+    matrices[:, 1, 2] = (1 - height) * (2 * down - 1)
     return matrices
 
 

@@ -7,7 +7,9 @@ from typing import Literal, get_args
 RESOURCE_ID = r"[a-z0-9][a-z0-9_-]{0,62}"
 OWN_FINDER = "self"  # `lr_from`: the training runs range tests of its own
 Recipe = Literal["schedule", "fine_tune", "lesson1", "auto"]
-Schedule = Literal["one_cycle", "sgdr", "triangular", "triangular2", "exp_range", "cosine", "constant"]
+Schedule = Literal[
+    "one_cycle", "sgdr", "triangular", "triangular2", "exp_range", "slanted_triangular", "cosine", "constant"
+]
 Optimizer = Literal["adamw", "sgd"]
 Augment = Literal["none", "flip", "crop", "standard", "strong"]
 ClassWeights = Literal["none", "balanced"]

@@ -46,10 +46,14 @@ _RECIPE_DEFAULTS: dict[str, dict[str, Any]] = {
 _ARCHITECTURE_DEFAULTS: dict[str, dict[str, Any]] = {
     "whitenednet": {
         "batch_size": 512,
+        "schedule": "slanted_triangular",
         "optimizer": "sgd",
+        "momentum": 0.85,
         "weight_decay": 1.3e-3,
         "label_smoothing": 0.2,
         "augment": "crop",
+        "max_shift": 1 / 16,
+        "alternate_flips": True,
         "ema_decay": 0.95,
     },
 }
@@ -200,6 +204,15 @@ class TrainSpec(Spec):
     snapshots: bool = Field(
         default=False, description="Keep the weights after epochs 1, 2, 5, 10, …, for `pyserve evolution`."
     )
+    max_shift: Finite = Field(
+        default=0.125,
+        gt=0,
+        le=0.5,
+        description="How far augment crop shifts, at most, fraction of a side.",
+    )
+    alternate_flips: bool = Field(
+        default=False, description="What one epoch mirrors the next one does not, and the other way round."
+    )
 
     # Validators before the fields' own run from the last to the first.
     @model_validator(mode="before")
@@ -211,7 +224,7 @@ class TrainSpec(Spec):
         defaults = _ARCHITECTURE_DEFAULTS.get(str(values.get("architecture")), {})
         leave_out: set[str] = set(CHOSEN_BY_AUTO) if values.get("recipe") == "auto" else set()
         if values.get("optimizer", defaults.get("optimizer")) != defaults.get("optimizer"):
-            leave_out |= {"optimizer", "weight_decay"}
+            leave_out |= {"optimizer", "momentum", "weight_decay"}
         return {**{name: value for name, value in defaults.items() if name not in leave_out}, **values}
 
     @model_validator(mode="before")

@@ -94,6 +94,27 @@ def one_cycle(
     return Point(_cosine(1.0, 1 / final_div, fall), _cosine(momenta[1], momenta[0], fall))
 
 
+@register("slanted_triangular")
+def slanted_triangular(
+    step: int, span: Span, *, pct_start: float = 0.23, first: float = 0.2, last: float = 0.07
+) -> Point:
+    """Slanted triangular rates (Howard & Ruder, arXiv 1801.06146): straight up soon, and straight down for long.
+
+    The three numbers are Keller Jordan's (arXiv 2404.00498), who leaves momentum alone and trains for few epochs.
+
+    Args:
+        step: from 0.
+        span: the triangle's length.
+        pct_start: fraction of it in which the rate rises.
+        first: first rate / highest rate.
+        last: last rate / highest rate.
+    """
+    position = step / max(span.total_steps - 1, 1)
+    if position < pct_start:
+        return Point(first + (1 - first) * position / pct_start)
+    return Point(1 + (last - 1) * (position - pct_start) / (1 - pct_start))
+
+
 def cycle_at(step: int, span: Span) -> tuple[int, int, int]:
     """Where `step` lies among cycles that grow by `cycle_mult`: (index, steps into it, its length)."""
     start, length, index = 0, span.first_cycle, 0

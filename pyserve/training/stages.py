@@ -78,6 +78,8 @@ class Stages:
             augment=spec.augment,
             seed=spec.seed,
             balanced=spec.balanced_sampling,
+            max_shift=spec.max_shift,
+            alternate_flips=spec.alternate_flips,
             size_of=size_of,
             **pictures.view,
         )

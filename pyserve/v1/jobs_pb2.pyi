@@ -112,6 +112,8 @@ class TrainSpec(_message.Message):
     PRECOMPUTE_FIELD_NUMBER: _builtins.int
     TTA_FIELD_NUMBER: _builtins.int
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
+    MAX_SHIFT_FIELD_NUMBER: _builtins.int
+    ALTERNATE_FLIPS_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """"datasets/{dataset_id}". Required."""
     model_id: _builtins.str
@@ -143,7 +145,9 @@ class TrainSpec(_message.Message):
     body_lr_factor: _builtins.float
     """Learning rate of the earliest layer group as a fraction of the head's, geometric in between; default 1."""
     schedule: _builtins.str
-    """"one_cycle" (default), "sgdr", "triangular", "triangular2", "exp_range", "cosine" or "constant"."""
+    """"one_cycle" (default), "sgdr", "triangular", "triangular2", "exp_range", "slanted_triangular", "cosine" or
+    "constant".
+    """
     cycle_epochs: _builtins.int
     """Length of the first cycle for sgdr and the triangular schedules, epochs; default: all epochs are one cycle."""
     cycle_mult: _builtins.int
@@ -221,6 +225,12 @@ class TrainSpec(_message.Message):
     """True: the weights after epochs 1, 2, 5, 10, 20, 30, 40 and 64 stay with the job, for Insight.Evolution; default
     false.
     """
+    max_shift: _builtins.float
+    """How far `augment` "crop" shifts a picture at most, a fraction of its side; default 0.125."""
+    alternate_flips: _builtins.bool
+    """True: what an epoch mirrors the next one does not, and the other way round; false (default): each epoch mirrors
+    half of the pictures, drawn anew.
+    """
     def __init__(
         self,
         *,
@@ -264,11 +274,15 @@ class TrainSpec(_message.Message):
         precompute: _builtins.bool | None = ...,
         tta: _builtins.bool | None = ...,
         snapshots: _builtins.bool | None = ...,
+        max_shift: _builtins.float | None = ...,
+        alternate_flips: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_architecture", b"_architecture", "_augment", b"_augment", "_balanced_sampling", b"_balanced_sampling", "_batch_size", b"_batch_size", "_body_lr_factor", b"_body_lr_factor", "_class_weights", b"_class_weights", "_cutmix", b"_cutmix", "_cycle_epochs", b"_cycle_epochs", "_cycle_mult", b"_cycle_mult", "_device", b"_device", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_epochs", b"_epochs", "_freeze_batch_norm", b"_freeze_batch_norm", "_freeze_body", b"_freeze_body", "_frozen_epochs", b"_frozen_epochs", "_gradient_accumulation", b"_gradient_accumulation", "_gradient_clip_norm", b"_gradient_clip_norm", "_image_size", b"_image_size", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_lr_from_policy", b"_lr_from_policy", "_mixup", b"_mixup", "_momentum", b"_momentum", "_monitor", b"_monitor", "_optimizer", b"_optimizer", "_precision", b"_precision", "_precompute", b"_precompute", "_recipe", b"_recipe", "_schedule", b"_schedule", "_seed", b"_seed", "_snapshots", b"_snapshots", "_start_image_size", b"_start_image_size", "_time_budget_minutes", b"_time_budget_minutes", "_tta", b"_tta", "_weight_decay", b"_weight_decay", "architecture", b"architecture", "augment", b"augment", "balanced_sampling", b"balanced_sampling", "batch_size", b"batch_size", "body_lr_factor", b"body_lr_factor", "class_weights", b"class_weights", "cutmix", b"cutmix", "cycle_epochs", b"cycle_epochs", "cycle_mult", b"cycle_mult", "device", b"device", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "epochs", b"epochs", "freeze_batch_norm", b"freeze_batch_norm", "freeze_body", b"freeze_body", "frozen_epochs", b"frozen_epochs", "gradient_accumulation", b"gradient_accumulation", "gradient_clip_norm", b"gradient_clip_norm", "image_size", b"image_size", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "lr_from_policy", b"lr_from_policy", "mixup", b"mixup", "momentum", b"momentum", "monitor", b"monitor", "optimizer", b"optimizer", "precision", b"precision", "precompute", b"precompute", "recipe", b"recipe", "schedule", b"schedule", "seed", b"seed", "snapshots", b"snapshots", "start_image_size", b"start_image_size", "time_budget_minutes", b"time_budget_minutes", "tta", b"tta", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alternate_flips", b"_alternate_flips", "_architecture", b"_architecture", "_augment", b"_augment", "_balanced_sampling", b"_balanced_sampling", "_batch_size", b"_batch_size", "_body_lr_factor", b"_body_lr_factor", "_class_weights", b"_class_weights", "_cutmix", b"_cutmix", "_cycle_epochs", b"_cycle_epochs", "_cycle_mult", b"_cycle_mult", "_device", b"_device", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_epochs", b"_epochs", "_freeze_batch_norm", b"_freeze_batch_norm", "_freeze_body", b"_freeze_body", "_frozen_epochs", b"_frozen_epochs", "_gradient_accumulation", b"_gradient_accumulation", "_gradient_clip_norm", b"_gradient_clip_norm", "_image_size", b"_image_size", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_lr_from_policy", b"_lr_from_policy", "_max_shift", b"_max_shift", "_mixup", b"_mixup", "_momentum", b"_momentum", "_monitor", b"_monitor", "_optimizer", b"_optimizer", "_precision", b"_precision", "_precompute", b"_precompute", "_recipe", b"_recipe", "_schedule", b"_schedule", "_seed", b"_seed", "_snapshots", b"_snapshots", "_start_image_size", b"_start_image_size", "_time_budget_minutes", b"_time_budget_minutes", "_tta", b"_tta", "_weight_decay", b"_weight_decay", "alternate_flips", b"alternate_flips", "architecture", b"architecture", "augment", b"augment", "balanced_sampling", b"balanced_sampling", "batch_size", b"batch_size", "body_lr_factor", b"body_lr_factor", "class_weights", b"class_weights", "cutmix", b"cutmix", "cycle_epochs", b"cycle_epochs", "cycle_mult", b"cycle_mult", "device", b"device", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "epochs", b"epochs", "freeze_batch_norm", b"freeze_batch_norm", "freeze_body", b"freeze_body", "frozen_epochs", b"frozen_epochs", "gradient_accumulation", b"gradient_accumulation", "gradient_clip_norm", b"gradient_clip_norm", "image_size", b"image_size", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "lr_from_policy", b"lr_from_policy", "max_shift", b"max_shift", "mixup", b"mixup", "momentum", b"momentum", "monitor", b"monitor", "optimizer", b"optimizer", "precision", b"precision", "precompute", b"precompute", "recipe", b"recipe", "schedule", b"schedule", "seed", b"seed", "snapshots", b"snapshots", "start_image_size", b"start_image_size", "time_budget_minutes", b"time_budget_minutes", "tta", b"tta", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_architecture", b"_architecture", "_augment", b"_augment", "_balanced_sampling", b"_balanced_sampling", "_batch_size", b"_batch_size", "_body_lr_factor", b"_body_lr_factor", "_class_weights", b"_class_weights", "_cutmix", b"_cutmix", "_cycle_epochs", b"_cycle_epochs", "_cycle_mult", b"_cycle_mult", "_device", b"_device", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_epochs", b"_epochs", "_freeze_batch_norm", b"_freeze_batch_norm", "_freeze_body", b"_freeze_body", "_frozen_epochs", b"_frozen_epochs", "_gradient_accumulation", b"_gradient_accumulation", "_gradient_clip_norm", b"_gradient_clip_norm", "_image_size", b"_image_size", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_lr_from_policy", b"_lr_from_policy", "_mixup", b"_mixup", "_momentum", b"_momentum", "_monitor", b"_monitor", "_optimizer", b"_optimizer", "_precision", b"_precision", "_precompute", b"_precompute", "_recipe", b"_recipe", "_schedule", b"_schedule", "_seed", b"_seed", "_snapshots", b"_snapshots", "_start_image_size", b"_start_image_size", "_time_budget_minutes", b"_time_budget_minutes", "_tta", b"_tta", "_weight_decay", b"_weight_decay", "architecture", b"architecture", "augment", b"augment", "balanced_sampling", b"balanced_sampling", "batch_size", b"batch_size", "body_lr_factor", b"body_lr_factor", "class_weights", b"class_weights", "cutmix", b"cutmix", "cycle_epochs", b"cycle_epochs", "cycle_mult", b"cycle_mult", "dataset", b"dataset", "device", b"device", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "epochs", b"epochs", "freeze_batch_norm", b"freeze_batch_norm", "freeze_body", b"freeze_body", "frozen_epochs", b"frozen_epochs", "gradient_accumulation", b"gradient_accumulation", "gradient_clip_norm", b"gradient_clip_norm", "image_size", b"image_size", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "lr_from", b"lr_from", "lr_from_policy", b"lr_from_policy", "mixup", b"mixup", "model_id", b"model_id", "momentum", b"momentum", "monitor", b"monitor", "optimizer", b"optimizer", "precision", b"precision", "precompute", b"precompute", "recipe", b"recipe", "schedule", b"schedule", "seed", b"seed", "snapshots", b"snapshots", "start_image_size", b"start_image_size", "time_budget_minutes", b"time_budget_minutes", "tta", b"tta", "weight_decay", b"weight_decay", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alternate_flips", b"_alternate_flips", "_architecture", b"_architecture", "_augment", b"_augment", "_balanced_sampling", b"_balanced_sampling", "_batch_size", b"_batch_size", "_body_lr_factor", b"_body_lr_factor", "_class_weights", b"_class_weights", "_cutmix", b"_cutmix", "_cycle_epochs", b"_cycle_epochs", "_cycle_mult", b"_cycle_mult", "_device", b"_device", "_early_stopping_patience", b"_early_stopping_patience", "_ema_decay", b"_ema_decay", "_epochs", b"_epochs", "_freeze_batch_norm", b"_freeze_batch_norm", "_freeze_body", b"_freeze_body", "_frozen_epochs", b"_frozen_epochs", "_gradient_accumulation", b"_gradient_accumulation", "_gradient_clip_norm", b"_gradient_clip_norm", "_image_size", b"_image_size", "_label_smoothing", b"_label_smoothing", "_learning_rate", b"_learning_rate", "_lr_from_policy", b"_lr_from_policy", "_max_shift", b"_max_shift", "_mixup", b"_mixup", "_momentum", b"_momentum", "_monitor", b"_monitor", "_optimizer", b"_optimizer", "_precision", b"_precision", "_precompute", b"_precompute", "_recipe", b"_recipe", "_schedule", b"_schedule", "_seed", b"_seed", "_snapshots", b"_snapshots", "_start_image_size", b"_start_image_size", "_time_budget_minutes", b"_time_budget_minutes", "_tta", b"_tta", "_weight_decay", b"_weight_decay", "alternate_flips", b"alternate_flips", "architecture", b"architecture", "augment", b"augment", "balanced_sampling", b"balanced_sampling", "batch_size", b"batch_size", "body_lr_factor", b"body_lr_factor", "class_weights", b"class_weights", "cutmix", b"cutmix", "cycle_epochs", b"cycle_epochs", "cycle_mult", b"cycle_mult", "dataset", b"dataset", "device", b"device", "early_stopping_patience", b"early_stopping_patience", "ema_decay", b"ema_decay", "epochs", b"epochs", "freeze_batch_norm", b"freeze_batch_norm", "freeze_body", b"freeze_body", "frozen_epochs", b"frozen_epochs", "gradient_accumulation", b"gradient_accumulation", "gradient_clip_norm", b"gradient_clip_norm", "image_size", b"image_size", "label_smoothing", b"label_smoothing", "learning_rate", b"learning_rate", "lr_from", b"lr_from", "lr_from_policy", b"lr_from_policy", "max_shift", b"max_shift", "mixup", b"mixup", "model_id", b"model_id", "momentum", b"momentum", "monitor", b"monitor", "optimizer", b"optimizer", "precision", b"precision", "precompute", b"precompute", "recipe", b"recipe", "schedule", b"schedule", "seed", b"seed", "snapshots", b"snapshots", "start_image_size", b"start_image_size", "time_budget_minutes", b"time_budget_minutes", "tta", b"tta", "weight_decay", b"weight_decay", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__alternate_flips: _TypeAlias = _typing.Literal["alternate_flips"]  # noqa: Y015
+    _WhichOneofArgType__alternate_flips: _TypeAlias = _typing.Literal["_alternate_flips", b"_alternate_flips"]  # noqa: Y015
     _WhichOneofReturnType__architecture: _TypeAlias = _typing.Literal["architecture"]  # noqa: Y015
     _WhichOneofArgType__architecture: _TypeAlias = _typing.Literal["_architecture", b"_architecture"]  # noqa: Y015
     _WhichOneofReturnType__augment: _TypeAlias = _typing.Literal["augment"]  # noqa: Y015
@@ -313,6 +327,8 @@ class TrainSpec(_message.Message):
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
     _WhichOneofReturnType__lr_from_policy: _TypeAlias = _typing.Literal["lr_from_policy"]  # noqa: Y015
     _WhichOneofArgType__lr_from_policy: _TypeAlias = _typing.Literal["_lr_from_policy", b"_lr_from_policy"]  # noqa: Y015
+    _WhichOneofReturnType__max_shift: _TypeAlias = _typing.Literal["max_shift"]  # noqa: Y015
+    _WhichOneofArgType__max_shift: _TypeAlias = _typing.Literal["_max_shift", b"_max_shift"]  # noqa: Y015
     _WhichOneofReturnType__mixup: _TypeAlias = _typing.Literal["mixup"]  # noqa: Y015
     _WhichOneofArgType__mixup: _TypeAlias = _typing.Literal["_mixup", b"_mixup"]  # noqa: Y015
     _WhichOneofReturnType__momentum: _TypeAlias = _typing.Literal["momentum"]  # noqa: Y015
@@ -341,6 +357,8 @@ class TrainSpec(_message.Message):
     _WhichOneofArgType__tta: _TypeAlias = _typing.Literal["_tta", b"_tta"]  # noqa: Y015
     _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
     _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alternate_flips) -> _WhichOneofReturnType__alternate_flips | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__architecture) -> _WhichOneofReturnType__architecture | None: ...
     @_typing.overload
@@ -385,6 +403,8 @@ class TrainSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lr_from_policy) -> _WhichOneofReturnType__lr_from_policy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_shift) -> _WhichOneofReturnType__max_shift | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mixup) -> _WhichOneofReturnType__mixup | None: ...
     @_typing.overload

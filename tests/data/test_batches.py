@@ -13,6 +13,7 @@ import torch
 
 from pyserve.data.batches import TrainBatches, ValidBatches
 from pyserve.data.manifest import Item
+from pyserve.data.order import alternating_flips
 from pyserve.data.tensors import PartTensors, load_part
 from pyserve.data.transforms import evaluation_view, normalize, presize_for
 from pyserve.errors import InvalidArgumentError
@@ -131,6 +132,21 @@ def test_entering_an_epoch_anywhere_gives_the_same_batches(tmp_path: Path, augme
     assert not same(list(make().epoch(3)), whole)
     assert not same(list(make(seed=4).epoch(2)), whole)
     assert same(list(make().epoch(2)), whole)
+
+
+def test_flips_alternate_between_epochs_and_follow_the_picture() -> None:
+    count = 30
+    ramp = torch.arange(SIZE, dtype=torch.uint8).expand(count, 1, SIZE, SIZE)
+    tells = (torch.arange(count) * 7).to(torch.uint8)[:, None, None, None].expand(count, 2, SIZE, SIZE)
+    part = PartTensors(torch.cat([tells, ramp], 1), torch.zeros(count).long(), make_part(count).items)
+    batches = TrainBatches(part, batch_size=8, augment="flip", seed=0, alternate_flips=True, **VIEW)
+    for epoch in (0, 1, 2, 7):
+        x = torch.cat([x for x, _ in batches.epoch(epoch)])
+        index = (((x[:, 0, 0, 0] * STD[0] + MEAN[0]) * 255).round() / 7).long()
+        mirrored = x[:, 2, 0, 0] > x[:, 2, 0, -1]
+        assert torch.equal(mirrored, alternating_flips(count, seed=0, epoch=epoch)[index])
+    whole = list(batches.epoch(1))
+    assert same(list(batches.epoch(1, 2)), whole[2:])
 
 
 def test_validation_is_the_evaluation_view_in_order() -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from pyserve.data.order import epoch_order
+from pyserve.data.order import alternating_flips, epoch_order
 
 LABELS = torch.tensor([0] * 12 + [1] * 5 + [3])  # nobody of class 2
 
@@ -48,3 +48,13 @@ def test_balanced_epochs_are_shuffled_and_a_function_of_seed_and_epoch() -> None
 
 def test_no_pictures_have_no_order() -> None:
     assert epoch_order(LABELS[:0], seed=0, epoch=0, balanced=True).tolist() == []
+
+
+def test_what_one_epoch_mirrors_the_next_one_does_not() -> None:
+    epochs = [alternating_flips(2000, seed=3, epoch=epoch) for epoch in range(4)]
+    assert torch.equal(epochs[1], ~epochs[0])
+    assert torch.equal(epochs[2], epochs[0])
+    assert torch.equal(epochs[3], epochs[1])
+    assert 880 <= epochs[0].sum() <= 1120  # 1000 expected, 22 the standard deviation
+    other = alternating_flips(2000, seed=4, epoch=0)
+    assert 880 <= (other ^ epochs[0]).sum() <= 1120

@@ -32,8 +32,8 @@ def slopes(count: int, side: int) -> torch.Tensor:
     return torch.stack([columns, rows, torch.zeros(side, side, dtype=torch.uint8)]).expand(count, 3, side, side)
 
 
-def drawn(name: str, images: torch.Tensor, size: int, seed: int = 0) -> torch.Tensor:
-    return augment(name, images, size, torch.Generator().manual_seed(seed))
+def drawn(name: str, images: torch.Tensor, size: int, seed: int = 0, **options: Any) -> torch.Tensor:
+    return augment(name, images, size, torch.Generator().manual_seed(seed), **options)
 
 
 @pytest.fixture
@@ -200,6 +200,24 @@ def test_crop_shifts_by_an_eighth_at_most_and_reflects() -> None:
         assert green[index, :, 0].tolist() == expected
 
 
+@pytest.mark.parametrize(("max_shift", "pixels"), [(1 / 16, 2), (0.01, 1), (0.5, 16)])
+def test_crop_shifts_as_far_as_it_may(max_shift: float, pixels: int) -> None:
+    images = slopes(1000, 32)
+    view = (255 * drawn("crop", images, 32, max_shift=max_shift, mirrored=torch.zeros(1000).bool())).round().int()
+    for channel in (view[:, 0, 16], view[:, 1, :, 16]):  # columns along a row, rows along a column
+        shift = channel[:, 16] - 16
+        shift = torch.where(channel[:, 17] < channel[:, 16], 30 - shift, shift)  # 16 further: beyond the edge
+        assert (shift.min(), shift.max()) == (-pixels, pixels)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
+def test_who_is_mirrored_may_be_told(name: str) -> None:
+    images = slopes(200, presize_for(32, name))
+    mirrored = torch.arange(200) % 3 == 0
+    red = drawn(name, images, 32, mirrored=mirrored)[:, 0, 16]
+    assert torch.equal(red[:, 20] < red[:, 12], mirrored)
+
+
 def regions(count: int, side: int, size: int) -> torch.Tensor:
     """Of each crop of "standard": centre (x, y), half width (negative where mirrored), half height; in −1…1."""
     view = 255 * drawn("standard", slopes(count, side), size)
@@ -255,7 +273,7 @@ def test_standard_agrees_with_a_crop_resized_by_pillow() -> None:
 
 def test_strong_turns_by_ten_degrees_at_most() -> None:
     generator = torch.Generator().manual_seed(0)
-    matrices = transforms._crop_matrices(500, generator)
+    matrices = transforms._crop_matrices(500, transforms._Draw(generator, 0.0, None))
     angle = torch.linspace(-math.radians(10), math.radians(10), 500)
     turned = transforms._rotated(matrices, angle)
     assert torch.equal(turned[:, :, 2], matrices[:, :, 2])  # about the crop's own centre

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,6 +62,14 @@ def test_one_cycle_has_the_defaults_of_the_design() -> None:
     # half-way up and half-way down lie in the middle between the ends, as on a cosine
     assert points[50].lr_factor == pytest.approx((1 + 1 / 25) / 2)
     assert points[250].lr_factor == pytest.approx((1 + 1e-5) / 2)
+
+
+def test_slanted_triangular_is_two_straight_lines() -> None:
+    steps = range(101)
+    points = [SCHEDULES["slanted_triangular"](step, Span(101)) for step in steps]
+    expected = np.interp(steps, [0, 23, 100], [0.2, 1.0, 0.07])
+    assert [point.lr_factor for point in points] == pytest.approx(list(expected))
+    assert {point.momentum for point in points} == {None}
 
 
 def test_sgdr_agrees_with_torch() -> None:
