@@ -18,6 +18,7 @@ torchvision()  # fastai's import of it fails where it lacks its own operators
 from fastai.vision import all as fastai  # noqa: E402
 
 BATCH = 128
+BEGINNING = 2048  # pictures
 UNTIMED, TIMED = 10, 30  # steps
 VALID_SHARE = 1 / 3  # what a batch costs without its backward pass
 MARGIN = 0.97  # of the time that the epochs may take
@@ -43,8 +44,8 @@ class Stopwatch(fastai.Callback):
         return statistics.median(b - a for a, b in itertools.pairwise(kept))
 
 
-def learner(folder: Path, seed: int) -> Any:
-    """fastai's, with our network in plain PyTorch."""
+def learner(folder: Path, network: str, seed: int) -> Any:
+    """fastai's, with our network in plain PyTorch, which has seen a few batches where it begins with pictures."""
     fastai.set_seed(seed)
     normalise = fastai.Normalize.from_stats(*fastai.cifar_stats)
     loaders = fastai.ImageDataLoaders.from_folder(
@@ -56,23 +57,27 @@ def learner(folder: Path, seed: int) -> Any:
         batch_tfms=[*fastai.aug_transforms(size=32, min_scale=0.75), normalise],
         device=torch.device("cpu"),
     )
+    model = models.create_model(network, 10)
+    if isinstance(model, models.BeginsWithPictures):
+        seen = itertools.islice(loaders.train, BEGINNING // BATCH)
+        model.begin_with(torch.cat([pictures for pictures, _ in seen]).as_subclass(torch.Tensor))
     return fastai.Learner(
         loaders,
-        models.create_model("smallnet", 10),
+        model,
         loss_func=fastai.CrossEntropyLossFlat(),
         metrics=fastai.accuracy,
     )
 
 
-def trained(folder: Path, minutes: float, seed: int) -> dict[str, Any]:
+def trained(folder: Path, network: str, minutes: float, seed: int) -> dict[str, Any]:
     """fastai: a rate from lr_find, one-cycle for as many epochs as fit."""
     begun = time.monotonic()
-    quiet = learner(folder, seed)
+    quiet = learner(folder, network, seed)
     with quiet.no_bar(), quiet.no_logging():
         watch = Stopwatch()
         quiet.fit(UNTIMED + TIMED, cbs=watch)  # epochs: it ends itself before
         rate = quiet.lr_find(show_plot=False).valley
-    learn = learner(folder, seed)
+    learn = learner(folder, network, seed)
     steps = len(learn.dls.train) + VALID_SHARE * len(learn.dls.valid)
     left_s = 60 * minutes - (time.monotonic() - begun)
     epochs = max(1, int(MARGIN * left_s / (steps * watch.step_s)))

@@ -26,7 +26,7 @@ from pyserve.spec.names import (
     default_rule,
 )
 from pyserve.spec.parse import parse
-from pyserve.spec.train import CHOSEN_BY_AUTO, TrainSpec
+from pyserve.spec.train import CHOSEN_BY_AUTO, TrainSpec, architecture_defaults
 
 __all__ = [
     "APPROXIMATION_TARGETS",
@@ -43,6 +43,7 @@ __all__ = [
     "Rule",
     "Schedule",
     "TrainSpec",
+    "architecture_defaults",
     "comparable",
     "default_rule",
     "parse",

@@ -78,6 +78,11 @@ CHOSEN_BY_AUTO = (
 )
 
 
+def architecture_defaults(name: str) -> Mapping[str, Any]:
+    """What a network's training sets where the request does not, by field; nothing for most networks."""
+    return _ARCHITECTURE_DEFAULTS.get(name, {})
+
+
 class TrainSpec(Spec):
     """What to train, on what, and how (`pyserve.v1.TrainSpec`, which explains each field)."""
 
@@ -221,7 +226,7 @@ class TrainSpec(Spec):
         """The architecture's defaults for what request and recipe leave open."""
         if not isinstance(values, Mapping) or values.get("weights"):
             return values
-        defaults = _ARCHITECTURE_DEFAULTS.get(str(values.get("architecture")), {})
+        defaults = architecture_defaults(str(values.get("architecture")))
         leave_out: set[str] = set(CHOSEN_BY_AUTO) if values.get("recipe") == "auto" else set()
         if values.get("optimizer", defaults.get("optimizer")) != defaults.get("optimizer"):
             leave_out |= {"optimizer", "momentum", "weight_decay"}
@@ -309,11 +314,16 @@ class TrainSpec(Spec):
         return self.model_id or self.dataset_id
 
     @property
+    def has_own_rate(self) -> bool:
+        """Whether the network comes with a learning rate."""
+        return self.optimizer == "sgd" and not self.weights and self.architecture in _ARCHITECTURE_RATE
+
+    @property
     def effective_learning_rate(self) -> float:
         """The highest learning rate where `lr_from` plays no part."""
         if self.learning_rate:
             return self.learning_rate
-        if self.optimizer == "sgd" and not self.weights and self.architecture in _ARCHITECTURE_RATE:
+        if self.has_own_rate:
             return _ARCHITECTURE_RATE[self.architecture] * self.batch_size * self.gradient_accumulation
         return _DEFAULT_LEARNING_RATE[self.optimizer]
 

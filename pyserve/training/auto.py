@@ -22,8 +22,8 @@ from pyserve import models
 from pyserve.data.cache import array_path
 from pyserve.data.images import read_square
 from pyserve.data.transforms import presize_for
-from pyserve.spec import TrainSpec
-from pyserve.training.budget import Choice, Speed, Work, batch_size_for, choose
+from pyserve.spec import TrainSpec, architecture_defaults
+from pyserve.training.budget import MOST_PICTURES, Choice, Speed, Work, batch_size_for, choose
 from pyserve.training.callbacks import Callbacks, raise_if_stopped
 from pyserve.training.evaluation import logits_of
 from pyserve.training.network import Network
@@ -79,8 +79,9 @@ def decide(
     train, valid = manifest.part_items("train"), manifest.part_items("valid")
     side = typical_side(train, Path(manifest.root))
     sizes = (spec.image_size,) if spec.image_size else sizes_for(native, side)
-    batch_size = batch_size_for(len(train))
-    augment = "crop" if native <= _SMALL else "standard"
+    own = architecture_defaults(spec.architecture)
+    batch_size = batch_size_for(len(train), own.get("batch_size", MOST_PICTURES))
+    augment = own.get("augment", "crop" if native <= _SMALL else "standard")
     callbacks.on_log(
         f"auto: {len(train)} training and {len(valid)} validation pictures, typically {side} pixels: "
         f"batches of {batch_size}, augmentation {augment}"
@@ -101,7 +102,7 @@ def decide(
     work = Work(len(train), len(valid), bool(spec.weights), _TTA_VIEWS if spec.tta else 0, speeds)
     assert spec.time_budget_minutes is not None  # noqa: S101  the spec's own check
     budget_s = 60 * spec.time_budget_minutes - elapsed_s - (clock() - begun)
-    choice = choose(work, sizes, budget_s, batch_size)
+    choice = choose(work, sizes, budget_s, batch_size, has_rate=spec.has_own_rate)
     chosen = _spec_of(spec, choice, batch_size=batch_size, augment=augment, precision=precision)
     _tell(chosen, choice, callbacks)
     _save(path, chosen, choice.epochs_s)
@@ -201,7 +202,7 @@ def _spec_of(spec: TrainSpec, choice: Choice, **fields: Any) -> TrainSpec:
         "freeze_body": choice.freeze_body,
         "precompute": bool(spec.weights),
         "start_image_size": choice.start_image_size,
-        "schedule": "one_cycle",
+        "schedule": architecture_defaults(spec.architecture).get("schedule", "one_cycle"),
         "body_lr_factor": 0.01 if spec.weights else 1.0,
         "lr_from": "self" if choice.finds_rate else "",
         **fields,

@@ -19,7 +19,7 @@ _START_SIZE = 0.7  # of the full one, where pictures grow
 _GROWS_FROM = 96  # pixels; smaller pictures lose too much
 _FINDER_STEPS = 100
 _FINDER_SHARE = 0.1  # of the time, which a range test may take
-_FEWEST_STEPS, _MOST_PICTURES, _LEAST_PICTURES = 40, 128, 8
+_FEWEST_STEPS, _LEAST_PICTURES, MOST_PICTURES = 40, 8, 128
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,15 @@ class Choice:
     why: str
 
 
-def batch_size_for(train_count: int) -> int:
-    """Pictures per step: the largest power of two, 8 to 128, with at least 40 steps in an epoch."""
-    most = max(train_count / _FEWEST_STEPS, 1)
-    return int(min(max(2 ** math.floor(math.log2(most)), _LEAST_PICTURES), _MOST_PICTURES))
+def batch_size_for(train_count: int, most: int = MOST_PICTURES) -> int:
+    """Pictures per step: the largest power of two, 8 to `most`, with at least 40 steps in an epoch."""
+    room = max(train_count / _FEWEST_STEPS, 1)
+    return int(min(max(2 ** math.floor(math.log2(room)), _LEAST_PICTURES), most))
 
 
-def choose(work: Work, sizes: tuple[int, ...], budget_s: float, batch_size: int) -> Choice:
+def choose(
+    work: Work, sizes: tuple[int, ...], budget_s: float, batch_size: int, *, has_rate: bool = False
+) -> Choice:
     """The largest image size at which enough epochs fit; as many of them as fit and help.
 
     Args:
@@ -92,6 +94,7 @@ def choose(work: Work, sizes: tuple[int, ...], budget_s: float, batch_size: int)
         sizes: that come into question, pixels, ascending.
         budget_s: from now to the model.
         batch_size: pictures per step.
+        has_rate: a learning rate is known, so none is looked for.
     """
     fewest, most = _FEWEST[work.pretrained], _MOST[work.pretrained]
     fitting = {size: _epochs_that_fit(work, size, budget_s) for size in sizes}
@@ -105,7 +108,7 @@ def choose(work: Work, sizes: tuple[int, ...], budget_s: float, batch_size: int)
     reason = f"{size} pixels are the most with {fewest} epochs or more" if enough else "the most epochs that fit"
     capped = f", and more than {most} would not help" if fitting[size] > most else ""
     finder_s = _FINDER_STEPS * batch_size * work.speed(size).train_s
-    finds_rate = not work.pretrained and finder_s <= _FINDER_SHARE * budget_s
+    finds_rate = not (work.pretrained or has_rate) and finder_s <= _FINDER_SHARE * budget_s
     if finds_rate:
         epochs = min(max(_epochs_that_fit(work, size, budget_s - finder_s), 1), most)
     return Choice(

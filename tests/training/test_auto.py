@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pyserve.data.manifest import Manifest
-from pyserve.spec import CHOSEN_BY_AUTO, TrainSpec
+from pyserve.spec import CHOSEN_BY_AUTO, TrainSpec, architecture_defaults
 from pyserve.training.auto import PLAN_FILE, decide, sizes_for, typical_side
 from pyserve.training.callbacks import Stopped
 from pyserve.training.prepare import TrainDirs
@@ -85,6 +85,25 @@ def test_what_was_asked_stays(manifest: Manifest, tmp_path: Path) -> None:
     assert {name: getattr(spec, name) for name in fields} == fields
     assert not spec.finds_rate_itself
     assert set(CHOSEN_BY_AUTO) < set(TrainSpec.model_fields)
+
+
+def test_a_network_with_a_recipe_of_its_own_keeps_it(manifest: Manifest, tmp_path: Path) -> None:
+    own = architecture_defaults("whitenednet")
+    spec, _ = decide(
+        asked(architecture="whitenednet", mixup=0.0),
+        manifest,
+        TrainDirs(tmp_path, tmp_path),
+        Recorder(),
+        elapsed_s=0.0,
+        resume=False,
+        clock=Ticks(0.001),
+    )
+    kept = {name: getattr(spec, name) for name in own if name != "batch_size"}
+    assert kept == {name: value for name, value in own.items() if name != "batch_size"}
+    assert spec.batch_size == 8  # 36 pictures
+    assert not spec.finds_rate_itself
+    plain = TrainSpec(dataset="datasets/tints", architecture="whitenednet", batch_size=8)
+    assert spec.effective_learning_rate == plain.effective_learning_rate
 
 
 def test_it_can_be_stopped_while_it_measures(manifest: Manifest, tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def test_from_scratch_a_rate_is_found_where_that_is_cheap() -> None:
     done = choose(work(pretrained=False), (96,), 400, 32)  # 100 steps of 32 take 32 s
     assert (done.image_size, done.finds_rate, done.frozen_epochs) == (96, True, 0)
     assert not choose(work(pretrained=False), (96,), 200, 32).finds_rate
+    assert not choose(work(pretrained=False), (96,), 400, 32, has_rate=True).finds_rate
 
 
 def test_decoding_counts_where_it_is_still_to_be_done() -> None:
