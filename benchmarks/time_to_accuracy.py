@@ -3,12 +3,12 @@
     nice -n 15 python benchmarks/time_to_accuracy.py --json benchmarks/results/time_to_accuracy.json
 
 Both train our `whitenednet`, its first layer set from the training pictures, begin with PNG files and get the
-minutes of the mark, all included; each mark is a training of its own, for both plan their schedule for the time. fastai does what its documentation
-does: ImageDataLoaders with a worker for each core, aug_transforms in batches, its rate from lr_find, fit_one_cycle
-for as many epochs as fit by a timing of its first steps. `auto` measures and chooses by itself; of its choices,
-bfloat16 is one that fastai does not offer on a CPU. They take turns. Accuracies are those of the weights that each
-keeps (ours: the best epoch's, fastai's: the last one's, and its best epoch's beside it), without test-time
-augmentation. fastai is installed into an environment of its own on first use.
+minutes of the mark, all included; each mark is a training of its own, for both plan their schedule for the time.
+fastai does what its documentation does: ImageDataLoaders with a worker for each core, aug_transforms in batches,
+its rate from lr_find, fit_one_cycle for as many epochs as fit by a timing of its first steps. `auto` measures and
+chooses by itself; of its choices, bfloat16 is one that fastai does not offer on a CPU. They take turns. Accuracies
+are those of the weights that each keeps (ours: the best epoch's, fastai's: the last one's, and its best epoch's
+beside it), without test-time augmentation. fastai is installed into an environment of its own on first use.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def main() -> None:
     ahead = sum(row["ours %"] > row["fastai best epoch %"] for row in rows)
     fallbacks = sum(kernels.info().fallbacks.values())
     summary = (
-        f"CIFAR-10, {options.network}, the same minutes: ours is ahead of fastai's best epoch in {ahead} of {len(rows)} "
-        f"trainings; {fallbacks} operators fell back to ATen."
+        f"CIFAR-10, {options.network}, the same minutes: ours is ahead of fastai's best epoch in {ahead} of "
+        f"{len(rows)} trainings; {fallbacks} operators fell back to ATen."
     )
     print(summary)
     report.write(options.json, "time_to_accuracy", rows, summary, ["torch", "fastai", "pillow"])
