@@ -202,7 +202,6 @@ def _spec_of(spec: TrainSpec, choice: Choice, **fields: Any) -> TrainSpec:
         "freeze_body": choice.freeze_body,
         "precompute": bool(spec.weights),
         "start_image_size": choice.start_image_size,
-        "schedule": architecture_defaults(spec.architecture).get("schedule", "one_cycle"),
         "body_lr_factor": 0.01 if spec.weights else 1.0,
         "lr_from": "self" if choice.finds_rate else "",
         **fields,

@@ -77,6 +77,17 @@ def test_the_plan_is_kept_for_a_worker_that_comes_after(manifest: Manifest, tmp_
     assert again(resume=False, tick_s=0.001) != first
 
 
+@pytest.mark.parametrize(
+    ("architecture", "schedule"), [("smallnet", "one_cycle"), ("whitenednet", "slanted_triangular")]
+)
+def test_the_schedule_is_the_architectures_own(
+    manifest: Manifest, tmp_path: Path, architecture: str, schedule: str
+) -> None:
+    wanted, dirs = asked(architecture=architecture, image_size=16), TrainDirs(tmp_path, tmp_path)
+    spec, _ = decide(wanted, manifest, dirs, Recorder(), elapsed_s=0.0, resume=False)
+    assert spec.schedule == schedule
+
+
 def test_what_was_asked_stays(manifest: Manifest, tmp_path: Path) -> None:
     fields = {"image_size": 16, "learning_rate": 0.02, "tta": False, "model_id": "mine", "optimizer": "sgd"}
     spec, _ = decide(
