@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
@@ -24,6 +25,8 @@ from pyserve.v1 import datasets_pb2_grpc, insight_pb2_grpc, jobs_pb2_grpc, model
 # What grpc.aio says where it was sending at the moment the server ended the call; the server's own status is then
 # lost (grpcio 1.85). An upload that is tried again gets it.
 _SENDING_FAILED = "Internal error from Core"
+
+_CLOSE_S = 5.0  # for closing a channel, which takes milliseconds
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -208,7 +211,11 @@ class BlockingTransport:
 
     async def close(self) -> None:
         """Close the channel; calls under way end."""
-        self._channel.close()
+        # Ctrl-C while gRPC begins a stream leaves that without the thread that would end it, and gRPC waits for it
+        # for ever (grpcio 1.85)
+        closing = threading.Thread(target=self._channel.close, name="pyserve-close", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_S)
 
 
 class AioTransport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -151,3 +152,22 @@ def test_pings_keep_a_quiet_connection_known() -> None:
     assert options["grpc.keepalive_time_ms"] >= 300_000  # more often, and gRPC's servers hang up
     assert options["grpc.max_receive_message_length"] == 64 * 1024 * 1024
     assert "grpc.enable_http_proxy" not in options
+
+
+def test_a_client_closes_after_ctrl_c_in_the_middle_of_a_beginning_stream(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moment in which gRPC has made the call, and not yet the thread that is to end it."""
+
+    def interrupted(state: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyserve.client.transport._CLOSE_S", 0.2)
+    client = Client(fake.address)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("grpc._channel._run_channel_spin_thread", interrupted)
+        list(client.watch("jobs/0"))
+    closing = threading.Thread(target=client.close, daemon=True)
+    closing.start()
+    closing.join(30)
+    assert not closing.is_alive()  # gRPC itself waits for ever
