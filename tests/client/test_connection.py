@@ -164,9 +164,10 @@ def test_a_client_closes_after_ctrl_c_in_the_middle_of_a_beginning_stream(
 
     monkeypatch.setattr("pyserve.client.transport._CLOSE_S", 0.2)
     client = Client(fake.address)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("grpc._channel._run_channel_spin_thread", interrupted)
-        list(client.watch("jobs/0"))
+        with pytest.raises(KeyboardInterrupt):
+            list(client.watch("jobs/0"))
     closing = threading.Thread(target=client.close, daemon=True)
     closing.start()
     closing.join(30)
