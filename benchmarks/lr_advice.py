@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 
 import report
 from lr_cases import CASES, Case
-from pyserve.insight.figures.style import BLUE, INK, MUTED, ORANGE, figure, new_figure
+from pyserve.insight.figures.style import BLUE, FAINT, ORANGE, figure, logarithmic, new_figure
 from pyserve.spec import default_rule
 from pyserve.training.callbacks import CurvePoint
 from pyserve.training.lr_finder import suggest_all
@@ -197,25 +197,32 @@ def summary_of(rows: list[dict[str, Any]]) -> str:
 def advice(measured: Measurements, cases: Sequence[Case]) -> Figure:
     """Case by case how far each rate's final loss lies above the best, and where the rules point."""
     rows = -(-len(cases) // 2)
-    built = new_figure(2.5 * rows)
+    built = new_figure(2.3 * rows)
     grid = built.subplots(rows, 2, squeeze=False)
     defaults = {default_rule(schedule): colour for schedule, colour in COLOURS.items()}
     for axes, case in zip(grid.flat, cases, strict=False):
+        near: list[float] = []
         for schedule, colour in COLOURS.items():
             losses = measured.losses(case, schedule)
             best = min(losses.values())
             shown = {rate: min(100 * (loss / best - 1), 99) for rate, loss in losses.items()}
+            near += [rate for rate, excess in shown.items() if excess < 99]
             axes.plot(list(shown), list(shown.values()), "o-", color=colour, markersize=3, label=schedule)
-        for place, (rule, found) in enumerate(suggest_all(measured.curves(case)).items()):
+        for rule, found in suggest_all(measured.curves(case)).items():
             if found.learning_rate is not None:
-                colour = defaults.get(rule, MUTED)
-                axes.axvline(found.learning_rate, color=colour, linewidth=2 if rule in defaults else 1)
-                axes.text(found.learning_rate, 58 - 7 * place, f" {rule}", fontsize=8, color=INK)
-        axes.set(xscale="log", ylim=(0, 65), title=case.name)
-        axes.title.set_fontsize(10)
+                colour, width = (defaults[rule], 2.5) if rule in defaults else (FAINT, 1.5)
+                label = rule if rule in defaults else "other rules"
+                axes.axvline(
+                    found.learning_rate, color=colour, linewidth=width, linestyle="--", label=label, zorder=1
+                )
+        logarithmic(axes)
+        axes.set(xlim=(min(near) / 2, max(near) * 2), ylim=(0, 65))
+        axes.set_title(case.name, fontsize=9)
     for axes in list(grid.flat)[len(cases) :]:
         axes.set_visible(False)
-    grid[0, 0].legend(loc="upper left", fontsize=8)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    told = dict(zip(labels, handles, strict=True))
+    built.legend(told.values(), told.keys(), loc="outside upper center", ncols=len(told))
     built.supxlabel("learning rate (highest)")
     built.supylabel("final loss above the best, %")
     return built

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from pyserve.errors import InvalidArgumentError
 from pyserve.insight.figures.style import (
@@ -22,6 +21,7 @@ from pyserve.insight.figures.style import (
     PURPLE,
     VERMILION,
     figure,
+    logarithmic,
     new_figure,
     number,
 )
@@ -30,7 +30,6 @@ _COLOURS = (VERMILION, GREEN, PURPLE, ORANGE)
 _MARKERS = ("o", "s", "D", "^")  # a second sign beside the colour
 _LABEL_GAP = 0.015  # between two labels, as a fraction of the axes' width
 _ROW_HEIGHT = 0.055  # of the labels above the axes, as a fraction of its height
-_SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 Values = npt.NDArray[np.float64]
 
@@ -76,9 +75,7 @@ def lr_curve(
         raise InvalidArgumentError.field("runs", f"{points} points in the first run", "2 or more")
     built = new_figure(5.6)
     axes = built.add_subplot()
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(_power_of_ten))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    logarithmic(axes)
     _draw_runs(axes, runs)
     bottom, top = _loss_limits(runs)
     axes.set_ylim(bottom, top)
@@ -169,10 +166,6 @@ def _mark_suggestions(
             annotation_clip=False,
         )
     return 1
-
-
-def _power_of_ten(rate: float, _: object) -> str:
-    return f"10{str(round(math.log10(rate))).translate(_SUPERSCRIPTS)}"
 
 
 def _fraction(axes: Axes, rate: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import threading
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -18,10 +19,12 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib import font_manager
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 P = ParamSpec("P")
 
@@ -31,6 +34,7 @@ DPI = 150
 BLUE, ORANGE, GREEN, PURPLE, VERMILION = "#0072B2", "#E69F00", "#009E73", "#AA4499", "#D55E00"
 INK, MUTED, FAINT = "#1c1c1c", "#6a6a6a", "#d9d9d9"
 UNKNOWN = "\N{WHITE SQUARE}"
+_SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 _RC: dict[Any, Any] = {  # a later matplotlib names its keys as literals, an earlier one does not
     "font.family": "sans-serif",
@@ -110,6 +114,17 @@ def new_figure(height_in: float, width_in: float = WIDTH_IN, *, layout: Any = "c
         engine.set(w_pad=0.1, h_pad=0.1)  # inches around each axes
     FigureCanvasAgg(built)  # measures texts
     return built
+
+
+def logarithmic(axes: Axes) -> None:
+    """Make an x-axis logarithmic, with powers of ten beside it."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(_power_of_ten))  # matplotlib's own is mathematics, which is off
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _power_of_ten(value: float, _: object) -> str:
+    return f"10{str(round(math.log10(value))).translate(_SUPERSCRIPTS)}"
 
 
 @functools.cache
