@@ -209,12 +209,13 @@ def advice(measured: Measurements, cases: Sequence[Case]) -> Figure:
             near += [rate for rate, excess in shown.items() if excess < 99]
             axes.plot(list(shown), list(shown.values()), "o-", color=colour, markersize=3, label=schedule)
         for rule, found in suggest_all(measured.curves(case)).items():
-            if found.learning_rate is not None:
-                colour, width = (defaults[rule], 2.5) if rule in defaults else (FAINT, 1.5)
-                label = rule if rule in defaults else "other rules"
-                axes.axvline(
-                    found.learning_rate, color=colour, linewidth=width, linestyle="--", label=label, zorder=1
-                )
+            if found.learning_rate is None:
+                continue
+            style: dict[str, Any] = {"color": FAINT, "linewidth": 1.5, "label": "other rules"}
+            if rule in defaults:
+                style = {"color": defaults[rule], "linewidth": 2.5, "label": rule}
+                near.append(found.learning_rate)
+            axes.axvline(found.learning_rate, linestyle="--", zorder=1, **style)
         logarithmic(axes)
         axes.set(xlim=(min(near) / 2, max(near) * 2), ylim=(0, 65))
         axes.set_title(case.name, fontsize=9)
