@@ -78,7 +78,7 @@ bool covered(const std::string& name, const Problem& problem) {
   }
   PYSERVE_CPU_VARIANTS(ROW)
 #undef ROW
-#define ROW(op, algorithm, architecture, covers, capability)                  \
+#define ROW(op, algorithm, architecture, covers, capability, also)            \
   if constexpr (std::is_same_v<ProblemOf<Op::op>, Problem>) {                 \
     if (name == #op "_" #algorithm "_" #architecture) return covers(problem); \
   }
@@ -133,7 +133,7 @@ const std::vector<VariantInfo>& variant_list() {
 #define ROW(op, algorithm, isa, covers) {#op "_" #algorithm "_" #isa, #op, #algorithm, #isa, false, 0},
       PYSERVE_CPU_VARIANTS(ROW)
 #undef ROW
-#define ROW(op, algorithm, architecture, covers, capability) \
+#define ROW(op, algorithm, architecture, covers, capability, also) \
   {#op "_" #algorithm "_" #architecture, #op, #algorithm, "cuda", true, capability},
           PYSERVE_CUDA_VARIANTS(ROW)
 #undef ROW
