@@ -231,12 +231,15 @@ void reset_counters() {
 // The batch size is left out of a problem class: the choice may depend on it, the class is what a layer is.
 void note_choice(const Conv2dProblem& p, Variant variant, Why why) {
   note({p.H, p.W, p.C, p.K, p.R, p.S, p.stride_h, p.stride_w, p.pad_h, p.pad_w, p.dilation_h, p.dilation_w, p.groups,
-        static_cast<int64_t>(p.dtype)},
+        static_cast<int64_t>(p.dtype), p.pool.size, p.pool.stride, p.pool.pad},
        p, variant, why, [&p] {
          std::ostringstream text;
          text << dtype_name(p.dtype) << " C " << p.C << " K " << p.K << " kernel " << p.R << "×" << p.S << " on " << p.H
               << "×" << p.W << " stride " << p.stride_h << "," << p.stride_w << " padding " << p.pad_h << "," << p.pad_w
               << " dilation " << p.dilation_h << "," << p.dilation_w << " groups " << p.groups;
+         if (p.pool.size > 0)
+           text << ", max pooling " << p.pool.size << "×" << p.pool.size << " stride " << p.pool.stride << " padding "
+                << p.pool.pad;
          return text.str();
        });
 }

@@ -46,6 +46,10 @@ struct Cuda {
 
   static bool covers(const Conv2dProblem& problem) { return covers_axes(problem); }
 
+  static bool pools(const Conv2dProblem& problem, const Tensor& on) {
+    return choose_cuda<Op::conv2d>(problem, capability(on.get_device_index())).variant != Variant::count;
+  }
+
   static bool masks_gradient(const Conv2dProblem& problem, const std::vector<bool>& wanted, const Tensor& on) {
     const int32_t found = capability(on.get_device_index());
     return (!wanted[0] || also_done_by(choose_cuda<Op::conv2d_dgrad>(problem, found).variant) == Also::mask) &&

@@ -11,29 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.kernels import emulation, reference
-from tests.kernels.cases import Case, square
+from tests.kernels.cases import POOLED, RESNETS, Case, Window, square
 from tests.kernels.emulation import ORDERINGS, Emulator, Patch, nhwc
 from tests.kernels.reference import Tensors
 from tests.kernels.test_emulated import in_tf32
 from tests.kernels.test_planted_bugs import Check, assert_noticed
 
-Pool = tuple[int, int, int]  # size, stride, padding
-RESNETS: Pool = (3, 2, 1)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 FILE = "conv2d_stem.cuh"
-
-# A tile is 7 × 8 outputs of the usual pooling, 14 × 16 positions, 28 × 32 pixels; 64 filters, in float32 32.
-STEMS: list[tuple[Case, Pool]] = [
-    (square(1, 3, 56, 64, 7, 2, 3), RESNETS),
-    *((Case(1, 3, H, W, 8, 7, 7, (2, 2), (3, 3)), RESNETS) for H, W in ((27, 31), (28, 32), (29, 33), (57, 66))),
-    *((Case(2, 3, H, W, 5, 7, 7, (2, 2), (3, 3)), RESNETS) for H, W in ((1, 1), (2, 5), (1, 40), (6, 3))),
-    *((square(1, 3, 20, K, 7, 2, 3), RESNETS) for K in (1, 31, 33, 63, 65, 130)),
-    *((square(3, C, 17, 9, 7, 2, 3), RESNETS) for C in (1, 2, 4)),
-    *((square(2, 3, 33, 24, R, 2, R // 2), RESNETS) for R in (1, 3, 5)),
-    (Case(2, 3, 19, 22, 10, 8, 2, (2, 2), (1, 0)), RESNETS),
-    (Case(1, 2, 21, 18, 10, 4, 8, (2, 2), (0, 7)), RESNETS),
-    *((square(2, 3, 39, 12, 7, 2, 3), pool) for pool in ((2, 2, 0), (3, 1, 1), (4, 3, 2), (2, 5, 1), (1, 1, 0))),
-]
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +35,8 @@ def tensors(case: Case, dtype: torch.dtype) -> Tensors:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("case", "pool"), STEMS, ids=str)
-def test_pooled_forward(emulator: Emulator, case: Case, pool: Pool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("case", "pool"), [way for way in POOLED if way[0].stride == (2, 2)], ids=str)
+def test_pooled_forward(emulator: Emulator, case: Case, pool: Window, dtype: torch.dtype) -> None:
     t = tensors(case, dtype)
     for ordering, activation in zip(ORDERINGS, ("relu", "none" if case.K % 2 else "relu6"), strict=True):
         expected = reference.expected_pooled(t, pool, activation)
@@ -141,7 +126,7 @@ def test_few_multiprocessors_walk_over_many_tiles(emulator: Emulator) -> None:
 # ------------------------------------------------------------ planted bugs
 
 
-def pooled(case: Case, dtype: torch.dtype, pool: Pool = RESNETS) -> Check:
+def pooled(case: Case, dtype: torch.dtype, pool: Window = RESNETS) -> Check:
     """A test of the pooled convolution, also of one pixel that is NaN, that the unpatched kernel passes."""
     t = tensors(case, dtype)
     expected = reference.expected_pooled(t, pool, "none")
