@@ -77,7 +77,7 @@ struct Layout {
   int32_t filter_pitch, patch_rows, patch, bias, size;
 
   // The pitch is an odd number of chunks: an ldmatrix of eight filters meets no bank twice.
-  PYSERVE_INLINE explicit Layout(int64_t R)
+  PYSERVE_INLINE explicit constexpr Layout(int64_t R)
       : filter_pitch(static_cast<int32_t>(R) * kRowBytes + mma::kChunk),
         patch_rows((kRows - 1) * kStride + static_cast<int32_t>(R)),
         patch(kMap + kFilters<T> * filter_pitch),
@@ -86,6 +86,9 @@ struct Layout {
   PYSERVE_DEVICE static unsigned char* map() { return device::shared_memory(); }
   PYSERVE_DEVICE static unsigned char* weights() { return map() + kMap; }
 };
+
+// At most 8 rows of the kernel: two blocks share an A100's multiprocessor, and TF32 fits where a block has 99 KiB.
+static_assert(Layout<BFloat16, 8>(8).size <= 81 << 10 && Layout<float, 8>(8).size <= 99 << 10);
 
 // Where a tile lies: its image, and its first output.
 struct Place {

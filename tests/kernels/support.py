@@ -52,9 +52,9 @@ def elementwise_dtypes(variant: VariantInfo) -> list[torch.dtype]:
 
 
 def covered(op: str, cases: list[Case], device: str | None = None) -> Any:
-    """Parametrise over (variant, case), without the cases that a variant does not take."""
+    """Parametrise over (variant, case), without what a variant does not take; `-k cuda` finds those of a GPU."""
     pairs = [
         (variant, case) for variant in variants(op, device) for case in cases if covered_dtypes(variant, case)
     ]
-    ids = [f"{variant.name}-{case}" for variant, case in pairs]
+    ids = [f"{variant.device}-{variant.name}-{case}" for variant, case in pairs]
     return pytest.mark.parametrize(("variant", "case"), pairs, ids=ids)

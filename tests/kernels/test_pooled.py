@@ -41,7 +41,7 @@ def test_no_other_variant_would_forget_the_pooling() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variant", "case", "window"), WAYS, ids=[f"{v.name}-{c}-{window}" for v, c, window in WAYS]
+    ("variant", "case", "window"), WAYS, ids=[f"{v.device}-{v.name}-{c}-{window}" for v, c, window in WAYS]
 )
 def test_every_variant(
     variant: VariantInfo,
