@@ -110,6 +110,13 @@ def test_what_is_refused(device: str) -> None:
             conv2d_pool(x, weight, None, 2, 3, 1, 1, window)
 
 
+def test_the_choice_tells_of_the_pooling() -> None:
+    conv2d_pool(torch.randn(1, 3, 22, 26), torch.randn(7, 3, 7, 7), None, 2, 3, 1, 1, RESNETS)
+    told = [choice for choice in info().choices if "K 7 kernel 7×7 on 22×26" in choice.problem]
+    assert len(told) == 1
+    assert told[0].problem.endswith("max pooling 3×3 stride 2 padding 1")
+
+
 def test_opcheck(device: str) -> None:
     x, weight, bias = (torch.randn(s, device=device) for s in ([2, 3, 20, 17], [8, 3, 7, 7], [8]))
     given = ([2, 2], [3, 3], [1, 1], 1, [3, 2, 1], 0.0, math.inf)
