@@ -2,10 +2,11 @@
 
     python benchmarks/conv_cuda.py --networks resnet50 --batches 1 64 256 --json benchmarks/results/conv_cuda.json
 
-Every layer of ResNet-50 and VGG-16 with its bias, residual and ReLU. Peers: the eager sequence (convolution, bias,
-addition, ReLU), `aten::cudnn_convolution_relu` and `cudnn_convolution_add_relu` (one call, but neither eager nor
-compiled code ever makes it), and with --compile torch.compile in its default and max-autotune modes; of gradients
-`aten::convolution_backward`. Channels-last, cudnn.benchmark, CUDA graphs on all sides, cold buffers, medians.
+Every layer of ResNet-50 and VGG-16 with its bias, residual and ReLU, the first one also with its max pooling.
+Peers: the eager sequence (convolution, bias, addition, ReLU), `aten::cudnn_convolution_relu` and
+`cudnn_convolution_add_relu` (one call, but neither eager nor compiled code ever makes it), and with --compile
+torch.compile in its default and max-autotune modes; of gradients `aten::convolution_backward`. Channels-last,
+cudnn.benchmark, CUDA graphs on all sides, cold buffers, medians.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from torch import Tensor
 import cuda_timing
 from cuda_timing import Function, channels_last, median_ms
 from pyserve.kernels import conv2d
+from pyserve.kernels.pooled import conv2d_pool
 
 FORWARD, DX, DW = "forward", "dx", "dw"
+POOL = (3, 2, 1)  # size, stride, padding
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,11 @@ class Layer:
     R: int
     stride: int = 1
     residual: bool = False
+    pooled: bool = False  # by 3×3 with stride 2, as prediction does it
+
+    def has(self, direction: str) -> bool:
+        """Whether anybody wants it: not the gradient of a picture, nor one through a pooled output."""
+        return direction == FORWARD or not (self.pooled or (direction == DX and self.C == 3))
 
     @property
     def out(self) -> int:
@@ -44,7 +52,8 @@ class Layer:
 
     def __str__(self) -> str:
         stride = f"/{self.stride}" if self.stride > 1 else ""
-        return f"{self.R}×{self.R}{stride} {self.C}→{self.K} on {self.H}{' + residual' if self.residual else ''}"
+        more = " + residual" if self.residual else " + max pooling" if self.pooled else ""
+        return f"{self.R}×{self.R}{stride} {self.C}→{self.K} on {self.H}{more}"
 
 
 def _bottlenecks(C: int, width: int, H: int, stride: int) -> list[Layer]:
@@ -62,6 +71,7 @@ def _bottlenecks(C: int, width: int, H: int, stride: int) -> list[Layer]:
 
 NETWORKS: dict[str, list[Layer]] = {
     "resnet50": [
+        Layer(3, 224, 64, 7, 2, pooled=True),
         Layer(3, 224, 64, 7, 2),
         *_bottlenecks(64, 64, 56, 1),
         *_bottlenecks(256, 128, 56, 2),
@@ -106,20 +116,27 @@ def forward_functions(layer: Layer, b: Buffers, *, compiled: bool) -> dict[str, 
     """Ours and the peers', called with the number of a set."""
     stride, padding = [layer.stride] * 2, [layer.R // 2] * 2
 
+    def pooled(y: Tensor) -> Tensor:
+        return F.max_pool2d(y, *POOL) if layer.pooled else y
+
     def sequence(x: Tensor, residual: Tensor | None) -> Tensor:
         y = F.conv2d(x, b.weight, b.bias, stride, padding)
-        return F.relu(y if residual is None else y + residual)
+        return pooled(F.relu(y if residual is None else y + residual))
+
+    def ours(i: int) -> Tensor:
+        numbers = (b.weight, b.bias, stride, padding)
+        if layer.pooled:
+            return conv2d_pool(b.x[i], *numbers, 1, 1, POOL, "relu")
+        return conv2d(b.x[i], *numbers, residual=b.residual[i], activation="relu")
 
     def cudnn(i: int) -> Tensor:
         residual, numbers = b.residual[i], (b.bias, stride, padding, [1, 1], 1)
         if residual is None:
-            return torch.ops.aten.cudnn_convolution_relu(b.x[i], b.weight, *numbers)
+            return pooled(torch.ops.aten.cudnn_convolution_relu(b.x[i], b.weight, *numbers))
         return torch.ops.aten.cudnn_convolution_add_relu(b.x[i], b.weight, residual, 1.0, *numbers)
 
     functions: dict[str, Function] = {
-        "ours": lambda i: conv2d(
-            b.x[i], b.weight, b.bias, stride, padding, residual=b.residual[i], activation="relu"
-        ),
+        "ours": ours,
         "eager": lambda i: sequence(b.x[i], b.residual[i]),
         "cudnn": cudnn,
     }
@@ -176,11 +193,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.backends.cudnn.benchmark = True
     layers = list(dict.fromkeys(layer for name in options.networks for layer in NETWORKS[name]))
-    cases = [(layer, N, way) for N in options.batches for layer in layers for way in options.directions]
+    ways = [(layer, way) for layer in layers for way in options.directions if layer.has(way)]
+    cases = [(layer, N, way) for N in options.batches for layer, way in ways]
     rows = []
     for layer, N, direction in cases[:2] if options.quick else cases:
-        if direction == DX and layer.C == 3:
-            continue  # nobody wants the gradient of a picture
         dtype = getattr(torch, options.dtype)
         row = measure(layer, N, direction, dtype, options.device, compiled=options.compile)
         rows += [row] if row else []

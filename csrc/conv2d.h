@@ -66,8 +66,8 @@ PYSERVE_INLINE int64_t conv2d_output_size(int64_t size, int64_t kernel, int64_t 
 }
 
 // y = clamp(conv(x, weight) + bias + residual). bias [K] and residual may be null. mean and var [K], where they are not
-// null: the mean and the biased variance of each channel of y (only of kernels that give them, see cuda/kernels.h; they
-// know neither residual nor activation then).
+// null: the mean and the biased variance of each channel of y (only of kernels that give them, see Also in variants.h;
+// they know neither residual nor activation then).
 struct Conv2dArgs {
   const void* x;
   const void* weight;
@@ -81,8 +81,8 @@ struct Conv2dArgs {
 };
 
 // dx = the gradient of x, from `grad` [N][P][Q][K] that the activation's mask has been applied to; or that it is
-// applied to as grad is loaded, where y, the forward pass' output, is given (only to kernels that do so, see
-// cuda/kernels.h).
+// applied to as grad is loaded, where y, the forward pass' output, is given (only to kernels that do so, see Also in
+// variants.h).
 struct Conv2dDgradArgs {
   const void* grad;
   const void* weight;

@@ -73,6 +73,12 @@ inline Tensor conv2d(const Tensor& x, const Tensor& weight, const OptionalTensor
   return torch::stable::contiguous(epilogue(y, residual, {info.lo, info.hi}), output_format(x));
 }
 
+inline Tensor max_pool2d(const Tensor& x, const MaxPool& pool) {
+  const auto both = [](int64_t number) { return from(std::vector<int64_t>{number, number}); };
+  return call<6>("aten::max_pool2d", "",
+                 {from(x), both(pool.size), both(pool.stride), both(pool.pad), both(1), from(false)});
+}
+
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 inline Gradients conv2d_backward(const Tensor& grad, const OptionalTensor& y, const Tensor& x, const Tensor& weight,

@@ -5,6 +5,8 @@
 //     static bool has(const Tensor& x)
 //     // Whether they take the problem, forward and backward; where not, ATen does it.
 //     static bool covers(const Conv2dProblem& problem)
+//     // Whether one of conv2d's does the problem's max pooling, too.
+//     static bool pools(const Conv2dProblem& problem, const Tensor& on)
 //     // Whether those of conv2d's gradients of x and weight, as wanted, apply the activation's mask by themselves.
 //     static bool masks_gradient(const Conv2dProblem& problem, const std::vector<bool>& wanted, const Tensor& on)
 //     // Whether that of conv2d gives its output's mean and variance.
@@ -57,6 +59,35 @@ Tensor launch_conv2d(const Tensor& x, const Tensor& weight, const OptionalTensor
                                      data_or_null(residual_last), y.mutable_data_ptr()},
                                     x);
   return torch::stable::contiguous(y, format);
+}
+
+// Whether PyTorch's max_pool2d takes the problem's pooling; of others it tells what is wrong.
+inline bool is_pooling(const Conv2dProblem& p) {
+  const auto fits = [&](int64_t size) { return size + 2 * p.pool.pad >= p.pool.size; };
+  const bool window = p.pool.size >= 1 && p.pool.stride >= 1 && p.pool.pad >= 0 && 2 * p.pool.pad <= p.pool.size;
+  return window && fits(p.P) && fits(p.Q);
+}
+
+// In one kernel where there is one for it, else by ATen after conv2d.
+template <class Backend>
+Tensor launch_conv2d_pool(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, Ints stride, Ints padding,
+                          Ints dilation, int64_t groups, Ints pool, double lo, double hi, bool tf32) {
+  Conv2dProblem p = check_conv2d({tensor_info(x), tensor_info(weight), tensor_info(bias), std::nullopt, stride, padding,
+                                  dilation, groups, lo, hi});
+  p.tf32 = tf32, p.pool = {pool.at(0), pool.at(1), pool.at(2)};
+  if (p.N == 0 || !Backend::has(x) || !is_pooling(p) || !Backend::pools(p, x)) {
+    const Tensor y =
+        launch_conv2d<Backend>(x, weight, bias, std::nullopt, stride, padding, dilation, groups, lo, hi, tf32);
+    return torch::stable::contiguous(aten::max_pool2d(y, p.pool), output_format(x));
+  }
+  const Tensor x_last = channels_last(x), weight_dense = laid_out<Backend>(weight, p);
+  const OptionalTensor bias_dense = contiguous_bias(bias);
+  Tensor y = empty_like_in(x, {p.N, p.K, p.pooled(p.P), p.pooled(p.Q)}, MemoryFormat::ChannelsLast);
+  Backend::template run<Op::conv2d>(
+      p,
+      {x_last.const_data_ptr(), weight_dense.const_data_ptr(), data_or_null(bias_dense), nullptr, y.mutable_data_ptr()},
+      x);
+  return torch::stable::contiguous(y, output_format(x));
 }
 
 // What the backward of an empty batch is: zeros for the parameters.
@@ -174,6 +205,7 @@ std::tuple<Tensor, Tensor> launch_bias_relu_backward(const Tensor& grad, const O
 template <class Backend>
 void register_all(torch::stable::detail::StableLibrary& m) {
   m.impl("conv2d", TORCH_BOX(&launch_conv2d<Backend>));
+  m.impl("conv2d_pool", TORCH_BOX(&launch_conv2d_pool<Backend>));
   m.impl("conv2d_backward", TORCH_BOX(&launch_conv2d_backward<Backend>));
   m.impl("bias_relu", TORCH_BOX(&launch_bias_relu<Backend>));
   m.impl("bias_relu_backward", TORCH_BOX(&launch_bias_relu_backward<Backend>));

@@ -63,20 +63,29 @@ std::vector<int64_t> conv2d_sizes(const py::object& x, const py::object& weight,
   return {p.N, p.K, p.P, p.Q};
 }
 
+using Pool2d = std::tuple<int64_t, int64_t, int64_t>;
+
+MaxPool max_pool(const Pool2d& told) {
+  const auto [size, stride, pad] = told;
+  return {size, stride, pad};
+}
+
 bool conv2d_covers(const std::string& name, const py::object& x, const py::object& weight, const Sizes& stride,
-                   const Sizes& padding, const Sizes& dilation, int64_t groups) {
-  return variant_covers(
-      name, conv2d_problem(x, weight, py::none(), py::none(), stride, padding, dilation, groups, -INFINITY, INFINITY));
+                   const Sizes& padding, const Sizes& dilation, int64_t groups, const Pool2d& pool) {
+  Conv2dProblem p =
+      conv2d_problem(x, weight, py::none(), py::none(), stride, padding, dilation, groups, -INFINITY, INFINITY);
+  p.pool = max_pool(pool);
+  return variant_covers(name, p);
 }
 
 // What conv2d will do with a problem: the variant's index in variants() or −1, the layout of its packed weights (equal
 // layouts can share them; −1: it has none).
 std::tuple<int32_t, int32_t> conv2d_choice(const py::object& x, const py::object& weight, const Sizes& stride,
                                            const Sizes& padding, const Sizes& dilation, int64_t groups,
-                                           const std::tuple<int64_t, int64_t, int64_t>& pool) {
+                                           const Pool2d& pool) {
   Conv2dProblem p =
       conv2d_problem(x, weight, py::none(), py::none(), stride, padding, dilation, groups, -INFINITY, INFINITY);
-  p.pool = {std::get<0>(pool), std::get<1>(pool), std::get<2>(pool)};
+  p.pool = max_pool(pool);
   const auto [variant, run, why] = choose_cpu<Op::conv2d>(p);
   if (variant == Variant::count) return {-1, -1};
   note_choice(p, variant, why);
@@ -144,7 +153,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("conv2d_explain", &conv2d_explain, py::arg("op"), py::arg("x"), py::arg("weight"), py::arg("stride"),
         py::arg("padding"), py::arg("dilation"), py::arg("groups"),
         "(variant, why, the problem's class as a row of the table has it) of conv2d, conv2d_dgrad or conv2d_wgrad.");
-  m.def("conv2d_covers", &conv2d_covers, "Whether the variant takes conv2d or its gradients of this problem.");
+  m.def("conv2d_covers", &conv2d_covers, py::arg("name"), py::arg("x"), py::arg("weight"), py::arg("stride"),
+        py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("pool") = Pool2d{},
+        "Whether the variant takes conv2d or its gradients of this problem, with this max pooling (size, stride, "
+        "padding; size 0: none).");
   m.def("conv2d_choice", &conv2d_choice, py::arg("x"), py::arg("weight"), py::arg("stride"), py::arg("padding"),
         py::arg("dilation"), py::arg("groups"), py::arg("pool"),
         "The variant that conv2d, with this max pooling (size, stride, padding; size 0: none), takes on the CPU, as an "

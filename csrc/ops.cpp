@@ -8,6 +8,11 @@ STABLE_TORCH_LIBRARY(pyserve, m) {
   m.def(
       "conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[2] stride, int[2] padding, int[2] dilation, "
       "int groups, float lo, float hi, bool tf32=False) -> Tensor");
+  // conv2d, then max pooling in windows of size × size; pool: size, stride, padding. For prediction: it has no
+  // gradient.
+  m.def(
+      "conv2d_pool(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int groups, "
+      "int[3] pool, float lo, float hi, bool tf32=False) -> Tensor");
   // conv2d, and the mean and the biased variance of each channel of its output, for the BatchNorm that follows.
   m.def(
       "conv2d_statistics(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int "

@@ -78,7 +78,7 @@ bool covered(const std::string& name, const Problem& problem) {
   }
   PYSERVE_CPU_VARIANTS(ROW)
 #undef ROW
-#define ROW(op, algorithm, architecture, covers, capability)                  \
+#define ROW(op, algorithm, architecture, covers, capability, also)            \
   if constexpr (std::is_same_v<ProblemOf<Op::op>, Problem>) {                 \
     if (name == #op "_" #algorithm "_" #architecture) return covers(problem); \
   }
@@ -133,7 +133,7 @@ const std::vector<VariantInfo>& variant_list() {
 #define ROW(op, algorithm, isa, covers) {#op "_" #algorithm "_" #isa, #op, #algorithm, #isa, false, 0},
       PYSERVE_CPU_VARIANTS(ROW)
 #undef ROW
-#define ROW(op, algorithm, architecture, covers, capability) \
+#define ROW(op, algorithm, architecture, covers, capability, also) \
   {#op "_" #algorithm "_" #architecture, #op, #algorithm, "cuda", true, capability},
           PYSERVE_CUDA_VARIANTS(ROW)
 #undef ROW
@@ -231,12 +231,15 @@ void reset_counters() {
 // The batch size is left out of a problem class: the choice may depend on it, the class is what a layer is.
 void note_choice(const Conv2dProblem& p, Variant variant, Why why) {
   note({p.H, p.W, p.C, p.K, p.R, p.S, p.stride_h, p.stride_w, p.pad_h, p.pad_w, p.dilation_h, p.dilation_w, p.groups,
-        static_cast<int64_t>(p.dtype)},
+        static_cast<int64_t>(p.dtype), p.pool.size, p.pool.stride, p.pool.pad},
        p, variant, why, [&p] {
          std::ostringstream text;
          text << dtype_name(p.dtype) << " C " << p.C << " K " << p.K << " kernel " << p.R << "×" << p.S << " on " << p.H
               << "×" << p.W << " stride " << p.stride_h << "," << p.stride_w << " padding " << p.pad_h << "," << p.pad_w
               << " dilation " << p.dilation_h << "," << p.dilation_w << " groups " << p.groups;
+         if (p.pool.size > 0)
+           text << ", max pooling " << p.pool.size << "×" << p.pool.size << " stride " << p.pool.stride << " padding "
+                << p.pool.pad;
          return text.str();
        });
 }

@@ -87,7 +87,8 @@ PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
 // What a CUDA kernel takes: every element type, and coordinates along one axis, padding included, are 32-bit there.
 PYSERVE_INLINE bool covers_axes(const Conv2dProblem& p) {
   constexpr int64_t most = INT32_MAX;
-  return p.pad_h <= most && p.pad_w <= most && p.H + 2 * p.pad_h <= most && p.W + 2 * p.pad_w <= most;
+  const bool small = p.pad_h <= most && p.pad_w <= most && p.H + 2 * p.pad_h <= most && p.W + 2 * p.pad_w <= most;
+  return small && p.pool.size == 0;
 }
 PYSERVE_INLINE bool covers_all(const BiasReluProblem&) { return true; }
 PYSERVE_INLINE bool covers_all(const BatchNormProblem&) { return true; }
@@ -108,6 +109,12 @@ PYSERVE_INLINE bool covers_mma(const Conv2dProblem& p) {
 // 1×1 kernels as plain matrix products; an image's few channels are padded elsewhere.
 PYSERVE_INLINE bool covers_pointwise_mma(const Conv2dProblem& p) {
   return covers_mma(p) && p.R == 1 && p.S == 1 && p.pad_h == 0 && p.pad_w == 0 && p.C > 4;
+}
+// First layers of few channels with the max pooling after them; what they need of shared memory grows with the taps.
+PYSERVE_INLINE bool covers_pooled_mma(const Conv2dProblem& p) {
+  const bool few = p.groups == 1 && p.C <= 4 && p.R <= 8 && p.S <= 8 && p.dilation_h == 1 && p.dilation_w == 1;
+  const bool pool = p.pool.size >= 1 && p.pool.size <= 4 && p.pool.stride >= 1;
+  return few && pool && p.stride_h == 2 && p.stride_w == 2 && covers_mma(p.without_pool());
 }
 
 // ROW(operator, algorithm, ISA, covers): the kernel is `<operator>_<algorithm>_<ISA>` and lives in
@@ -178,31 +185,36 @@ PYSERVE_INLINE bool covers_pointwise_mma(const Conv2dProblem& p) {
 #define PYSERVE_CPU_VARIANTS(ROW) PYSERVE_PLAIN_VARIANTS(ROW)
 #endif
 
-// ROW(operator, algorithm, architecture, covers, least compute capability × 10). The kernels are in cuda/, dispatched
-// there.
-#define PYSERVE_CUDA_VARIANTS(ROW)                             \
-  ROW(conv2d, depthwise, cuda, covers_channelwise, 80)         \
-  ROW(conv2d, pointwise, sm80, covers_pointwise_mma, 80)       \
-  ROW(conv2d, mma, sm80, covers_mma, 80)                       \
-  ROW(conv2d, simt, cuda, covers_axes, 80)                     \
-  ROW(conv2d_dgrad, depthwise, cuda, covers_channelwise, 80)   \
-  ROW(conv2d_dgrad, pointwise, sm80, covers_pointwise_mma, 80) \
-  ROW(conv2d_dgrad, mma, sm80, covers_mma, 80)                 \
-  ROW(conv2d_dgrad, simt, cuda, covers_axes, 80)               \
-  ROW(conv2d_wgrad, depthwise, cuda, covers_channelwise, 80)   \
-  ROW(conv2d_wgrad, pointwise, sm80, covers_pointwise_mma, 80) \
-  ROW(conv2d_wgrad, mma, sm80, covers_mma, 80)                 \
-  ROW(conv2d_wgrad, simt, cuda, covers_axes, 80)               \
-  ROW(bias_relu, simt, cuda, covers_all, 80)                   \
-  ROW(bias_relu_backward, simt, cuda, covers_all, 80)          \
-  ROW(batch_norm_relu, simt, cuda, covers_all, 80)             \
-  ROW(batch_norm_relu_backward, simt, cuda, covers_all, 80)
+// What a CUDA kernel does beside its operator: a convolution's gives the statistics of its output's channels, a
+// gradient's applies the activation's mask to grad as it loads it, and sums it for the bias.
+enum class Also : int32_t { nothing, statistics, mask };
+
+// ROW(operator, algorithm, architecture, covers, least compute capability × 10, what it does beside). The kernels are
+// in cuda/, dispatched there.
+#define PYSERVE_CUDA_VARIANTS(ROW)                                    \
+  ROW(conv2d, depthwise, cuda, covers_channelwise, 80, nothing)       \
+  ROW(conv2d, stem, sm80, covers_pooled_mma, 80, nothing)             \
+  ROW(conv2d, pointwise, sm80, covers_pointwise_mma, 80, statistics)  \
+  ROW(conv2d, mma, sm80, covers_mma, 80, statistics)                  \
+  ROW(conv2d, simt, cuda, covers_axes, 80, nothing)                   \
+  ROW(conv2d_dgrad, depthwise, cuda, covers_channelwise, 80, nothing) \
+  ROW(conv2d_dgrad, pointwise, sm80, covers_pointwise_mma, 80, mask)  \
+  ROW(conv2d_dgrad, mma, sm80, covers_mma, 80, mask)                  \
+  ROW(conv2d_dgrad, simt, cuda, covers_axes, 80, nothing)             \
+  ROW(conv2d_wgrad, depthwise, cuda, covers_channelwise, 80, nothing) \
+  ROW(conv2d_wgrad, pointwise, sm80, covers_pointwise_mma, 80, mask)  \
+  ROW(conv2d_wgrad, mma, sm80, covers_mma, 80, mask)                  \
+  ROW(conv2d_wgrad, simt, cuda, covers_axes, 80, nothing)             \
+  ROW(bias_relu, simt, cuda, covers_all, 80, nothing)                 \
+  ROW(bias_relu_backward, simt, cuda, covers_all, 80, nothing)        \
+  ROW(batch_norm_relu, simt, cuda, covers_all, 80, nothing)           \
+  ROW(batch_norm_relu_backward, simt, cuda, covers_all, 80, nothing)
 
 enum class Variant : int32_t {
 #define ROW(op, algorithm, isa, covers) op##_##algorithm##_##isa,
   PYSERVE_CPU_VARIANTS(ROW)
 #undef ROW
-#define ROW(op, algorithm, architecture, covers, capability) op##_##algorithm##_##architecture,
+#define ROW(op, algorithm, architecture, covers, capability, also) op##_##algorithm##_##architecture,
       PYSERVE_CUDA_VARIANTS(ROW)
 #undef ROW
           count

@@ -26,7 +26,14 @@ def release_workspace() -> None: ...
 def poison_workspace(wanted: bool) -> None: ...
 def take_new_choices() -> list[str]: ...
 def conv2d_covers(
-    name: str, x: _Told, weight: _Told, stride: list[int], padding: list[int], dilation: list[int], groups: int
+    name: str,
+    x: _Told,
+    weight: _Told,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    pool: tuple[int, int, int] = (0, 0, 0),
 ) -> bool: ...
 def conv2d_explain(
     op: str,

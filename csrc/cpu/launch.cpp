@@ -23,6 +23,9 @@ struct Cpu {
     return x.scalar_type() != ScalarType::Half && kernel_dtype(dtype_name(x.scalar_type())).has_value();
   }
   static bool covers(const Conv2dProblem&) { return true; }
+  static bool pools(const Conv2dProblem& p, const Tensor&) {
+    return choose_cpu<Op::conv2d>(p).variant != Variant::count;
+  }
   static bool masks_gradient(const Conv2dProblem&, const std::vector<bool>&, const Tensor&) { return false; }
   static bool gives_statistics(const Conv2dProblem&, const Tensor&) { return false; }
 
@@ -44,6 +47,7 @@ namespace {
 struct Elsewhere {
   static bool has(const Tensor&) { return false; }
   static bool covers(const Conv2dProblem&) { return false; }
+  static bool pools(const Conv2dProblem&, const Tensor&) { return false; }
   static bool masks_gradient(const Conv2dProblem&, const std::vector<bool>&, const Tensor&) { return false; }
   static bool gives_statistics(const Conv2dProblem&, const Tensor&) { return false; }
   template <Op op>

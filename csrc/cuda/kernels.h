@@ -6,7 +6,7 @@
 namespace pyserve {
 
 // The kernel of a row is `<operator>_<algorithm>_<architecture>`; it lives in <operator>_<algorithm>.cuh.
-#define ROW(op, algorithm, architecture, covers, least) \
+#define ROW(op, algorithm, architecture, covers, least, also) \
   void op##_##algorithm##_##architecture(const ProblemOf<Op::op>&, const ArgsOf<Op::op>&, const Queue&);
 PYSERVE_CUDA_VARIANTS(ROW)
 #undef ROW
@@ -17,15 +17,13 @@ struct CudaChoice {
   void (*run)(const ProblemOf<op>&, const ArgsOf<op>&, const Queue&);
 };
 
-// Whether a gradient's kernel applies the activation's mask to grad as it loads it, and sums it for the bias.
-constexpr bool masks_gradient(Variant variant) {
-  return variant == Variant::conv2d_dgrad_mma_sm80 || variant == Variant::conv2d_dgrad_pointwise_sm80 ||
-         variant == Variant::conv2d_wgrad_mma_sm80 || variant == Variant::conv2d_wgrad_pointwise_sm80;
-}
-
-// Whether a convolution's kernel gives the statistics of its output's channels.
-constexpr bool gives_statistics(Variant variant) {
-  return variant == Variant::conv2d_mma_sm80 || variant == Variant::conv2d_pointwise_sm80;
+// What the row of a variant says; nothing of one of the CPU.
+constexpr Also also_done_by(Variant variant) {
+#define ROW(op, algorithm, architecture, covers, least, also) \
+  if (variant == Variant::op##_##algorithm##_##architecture) return Also::also;
+  PYSERVE_CUDA_VARIANTS(ROW)
+#undef ROW
+  return Also::nothing;
 }
 
 // The first variant of the list that a device of this compute capability (× 10) can run and that covers the problem, or
@@ -33,7 +31,7 @@ constexpr bool gives_statistics(Variant variant) {
 template <Op op>
 CudaChoice<op> choose_cuda(const ProblemOf<op>& problem, int32_t capability) {
   CudaChoice<op> choice{Variant::count, nullptr};
-#define ROW(row_op, algorithm, architecture, covers, least)                                                         \
+#define ROW(row_op, algorithm, architecture, covers, least, also)                                                   \
   if constexpr (Op::row_op == op) {                                                                                 \
     constexpr Variant variant = Variant::row_op##_##algorithm##_##architecture;                                     \
     const bool first = choice.run == nullptr || static_cast<int32_t>(variant) == preferred_variant();               \

@@ -46,14 +46,19 @@ struct Cuda {
 
   static bool covers(const Conv2dProblem& problem) { return covers_axes(problem); }
 
+  static bool pools(const Conv2dProblem& problem, const Tensor& on) {
+    return choose_cuda<Op::conv2d>(problem, capability(on.get_device_index())).variant != Variant::count;
+  }
+
   static bool masks_gradient(const Conv2dProblem& problem, const std::vector<bool>& wanted, const Tensor& on) {
     const int32_t found = capability(on.get_device_index());
-    return (!wanted[0] || pyserve::masks_gradient(choose_cuda<Op::conv2d_dgrad>(problem, found).variant)) &&
-           (!wanted[1] || pyserve::masks_gradient(choose_cuda<Op::conv2d_wgrad>(problem, found).variant));
+    return (!wanted[0] || also_done_by(choose_cuda<Op::conv2d_dgrad>(problem, found).variant) == Also::mask) &&
+           (!wanted[1] || also_done_by(choose_cuda<Op::conv2d_wgrad>(problem, found).variant) == Also::mask);
   }
 
   static bool gives_statistics(const Conv2dProblem& problem, const Tensor& on) {
-    return pyserve::gives_statistics(choose_cuda<Op::conv2d>(problem, capability(on.get_device_index())).variant);
+    const CudaChoice<Op::conv2d> choice = choose_cuda<Op::conv2d>(problem, capability(on.get_device_index()));
+    return also_done_by(choice.variant) == Also::statistics;
   }
 
   template <Op op>

@@ -32,11 +32,11 @@ def fuse(model: nn.Module, *, inference: bool) -> FusedModel:
     to another device or dtype spoils the other (move first, or go on with the fused one only).
 
     Inference form: BatchNorms that follow a convolution are folded into it, and residual addition and activation
-    happen in the convolution's epilogue. On the CPU, layers that nobody watches (hooks, autograd, autocast,
-    compile) run in chains, one call each, planned once per set of input sizes. It is a copy of its own, in eval
-    mode for good, its parameters want no gradient. `load_state_dict` takes the plain model's state dict (weights
-    are folded again) and `state_dict` gives one that the plain model takes: conv and BatchNorm are kept beside
-    their product.
+    happen in the convolution's epilogue; a first layer does the max pooling after it, too. On the CPU, layers that
+    nobody watches (hooks, autograd, autocast, compile) run in chains, one call each, planned once per set of input
+    sizes. It is a copy of its own, in eval mode for good, its parameters want no gradient. `load_state_dict` takes
+    the plain model's state dict (weights are folded again) and `state_dict` gives one that the plain model takes:
+    conv and BatchNorm are kept beside their product.
 
     Both convert 4-D inputs to channels-last. Modules that hold nothing to fuse are taken over as they are, as are
     convolutions with hooks, of subclasses, or parametrized. Of the model's methods only `forward` is taken over.
@@ -64,7 +64,11 @@ def fuse(model: nn.Module, *, inference: bool) -> FusedModel:
         rewriter.fuse_epilogues()
         if training:
             rewriter.join_norms()
-    return FusedModel(root, graphs, folds, chain_up(root, graphs[False]) if inference else None)
+    if not inference:
+        return FusedModel(root, graphs, folds, None)
+    chained = chain_up(root, graphs[False])  # before poolings are joined: a chain finds its own
+    rewriter.join_pools()
+    return FusedModel(root, graphs, folds, chained)
 
 
 class FusedModel(nn.Module):

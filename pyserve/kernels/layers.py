@@ -12,6 +12,7 @@ from pyserve.errors import InvalidArgumentError
 from pyserve.kernels.batch_norm import batch_norm_relu
 from pyserve.kernels.calls import BOUNDS, Activation, activated
 from pyserve.kernels.ops import bias_relu, conv2d
+from pyserve.kernels.pooled import Window, conv2d_pool
 from pyserve.kernels.statistics import conv2d_statistics, gives_statistics
 
 
@@ -24,7 +25,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, activation: Activation = "none") -> Tensor:
         """`activation(conv(x) + residual)`, [N, K, P, Q]; the residual may be any tensor that broadcasts."""
-        return self._convolve(x, self.weight, self.bias, residual, activation)
+        return self._convolve(x, *self._weights(), residual, activation)
 
     @staticmethod
     def adopt(module: nn.Conv2d) -> None:
@@ -63,15 +64,32 @@ class Conv2d(nn.Conv2d):
         taps = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
         return (size + 2 * added - taps) // self.stride[axis] + 1
 
+    def _weights(self) -> tuple[Tensor, Tensor | None]:
+        """What is convolved with, and the bias."""
+        return self.weight, self.bias
+
+    def _numbers(self) -> tuple[list[int], list[int], list[int], int]:
+        """stride, padding (by numbers), dilation and groups, as the operators take them."""
+        padding = cast("tuple[int, ...]", self.padding)
+        return list(self.stride), list(padding), list(self.dilation), self.groups
+
     def with_statistics(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """conv(x) [N, K, P, Q], and the mean and variance [K] of its channels; padding by numbers, with zeros."""
-        padding = cast("tuple[int, ...]", self.padding)
-        numbers = list(self.stride), list(padding), list(self.dilation), self.groups
-        return conv2d_statistics(x, self.weight, self.bias, *numbers)
+        return conv2d_statistics(x, self.weight, self.bias, *self._numbers())
+
+    def with_pool(self, x: Tensor, window: Window, activation: Activation = "none") -> Tensor:
+        """Max pooling of activation(conv(x)), [N, K, P', Q'], without a gradient; padding as above."""
+        weight, bias = self._weights()
+        return conv2d_pool(x, weight, bias, *self._numbers(), window, activation)
+
+    def wants_gradient(self, x: Tensor) -> bool:
+        """Whether somebody may ask for the gradient of conv(x)."""
+        tensors = [x, *self._weights()]
+        return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 class FoldedConv2d(Conv2d):
-    """A convolution with the BatchNorm that follows it folded in, for inference.
+    """A convolution with the BatchNorm that follows it folded in, for inference, with the running statistics.
 
     `weight` and `bias` stay those of the convolution and the BatchNorm stays where it is in its model, so that the
     state dict is the plain model's; the products of both are buffers outside the state dict.
@@ -101,9 +119,8 @@ class FoldedConv2d(Conv2d):
         self.folded_weight = weight.to(self.weight.dtype, memory_format=torch.channels_last)
         self.folded_bias = shift.to(self.weight.dtype)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, activation: Activation = "none") -> Tensor:
-        """`activation(norm(conv(x)) + residual)` with the running statistics."""
-        return self._convolve(x, self.folded_weight, self.folded_bias, residual, activation)
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        return self.folded_weight, self.folded_bias
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -166,16 +183,35 @@ def conv_norm(
 
     It cannot where somebody watches either module, the BatchNorm is frozen, or x is a stand-in of torch.fx.
     """
-    watched = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (conv, norm))
     plain = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
     traced = isinstance(x, fx.Proxy)
-    if traced or watched or not norm.training or not plain or x.dim() != 4 or not gives_statistics(x):
+    if traced or _watched(conv, norm) or not norm.training or not plain or x.dim() != 4 or not gives_statistics(x):
         others = () if residual is None else (residual,)
         options = {} if activation == "none" else {"activation": activation}
         y: Tensor = norm(conv(x), *others, **options)
         return y
     y, statistics = conv.with_statistics(x)
     return norm.forward(y, residual, activation, statistics)
+
+
+def conv_pool(
+    conv: Conv2d, pool: nn.MaxPool2d, x: Tensor, window: Window, *, activation: Activation = "none"
+) -> Tensor:
+    """`pool(conv(x, activation=activation))` for prediction, in one pass where a kernel has both.
+
+    It does not where somebody watches either module or may want a gradient, or x is a stand-in of torch.fx.
+    `window` is the pooling's: size, stride, padding.
+    """
+    traced = isinstance(x, fx.Proxy)
+    if traced or _watched(conv, pool) or x.dim() != 4 or conv.wants_gradient(x):
+        options = {} if activation == "none" else {"activation": activation}
+        y: Tensor = pool(conv(x, **options))
+        return y
+    return conv.with_pool(x, window, activation)
+
+
+def _watched(*modules: nn.Module) -> bool:
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules)
 
 
 class AddReLU(nn.Module):

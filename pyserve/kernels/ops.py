@@ -342,6 +342,6 @@ def _autocast(name: str, device: str) -> Callable[..., Any]:
 
 HALVES = (torch.float16, torch.bfloat16)
 _library = register.Library("pyserve", "IMPL")  # keeps the registrations alive
-for _name in ("conv2d", "conv2d_statistics"):
+for _name in ("conv2d", "conv2d_pool", "conv2d_statistics"):
     _library.impl(_name, _autocast(_name, "cpu"), "AutocastCPU")
     _library.impl(_name, _autocast(_name, "cuda"), "AutocastCUDA")

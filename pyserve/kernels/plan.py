@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pyserve.kernels._extension import C
 from pyserve.kernels.calls import BOUNDS
+from pyserve.kernels.pooled import Window, pooled_size
 from pyserve.kernels.steps import Pair, Step, Steps
 
 _ALIGNMENT = 64
@@ -214,9 +215,7 @@ class _Planner:
         ]
         return Value((n, p, q, conv.out_channels), 4), words
 
-    def _kernel(
-        self, i: int, weight: Tensor, x: list[int], numbers: Any
-    ) -> tuple[int, Tensor | None, tuple[int, int, int]]:
+    def _kernel(self, i: int, weight: Tensor, x: list[int], numbers: Any) -> tuple[int, Tensor | None, Window]:
         """The variant that will be taken, the weights as it wants them, and the pooling that it does as well."""
         name = str(self.dtype).removeprefix("torch.")
         choice: Any = partial(C.conv2d_choice, (x, name, "cpu"), (list(weight.shape), name, "cpu"), *numbers)
@@ -234,13 +233,10 @@ class _Planner:
             self.packed[key] = torch.ops.pyserve.conv2d_pack(weight, variant, x, *numbers)
         return variant, self.packed[key], pool
 
-    def _pool_after(self, i: int) -> tuple[int, int, int]:
-        """Size, stride and padding of a square max pooling that nobody else stands before; zeros for none."""
+    def _pool_after(self, i: int) -> Window:
+        """The window of a max pooling that nobody else stands before; zeros for none."""
         pool = self._next(i, "max_pool2d") if self.steps[i].residual < 0 else None
-        pairs = (pool.kernel, pool.stride, pool.padding) if pool is not None else ()
-        if not pairs or any(a != b for a, b in pairs):
-            return _NO_POOL
-        return pairs[0][0], pairs[1][0], pairs[2][0]
+        return (pool.window if pool is not None else None) or _NO_POOL
 
     def _max_pool2d(self, i: int, step: Step, x: Value) -> tuple[Value, list[int]]:
         n, h, w, c = x.sizes
@@ -281,11 +277,6 @@ class _Planner:
             raise CannotPlanError
         self.constants.append(tensor.contiguous())
         return len(self.constants) - 1
-
-
-def pooled_size(size: int, kernel: int, stride: int, padding: int) -> int:
-    """Output positions of a max pooling along one axis."""
-    return (size + 2 * padding - kernel) // stride + 1
 
 
 def place_values(values: Sequence[Value], itemsize: int) -> int:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from pyserve.kernels.calls import Activation
-from pyserve.kernels.layers import AddReLU, BatchNorm2d, Conv2d, FoldedConv2d, conv_norm
+from pyserve.kernels.layers import AddReLU, BatchNorm2d, Conv2d, FoldedConv2d, conv_norm, conv_pool
+from pyserve.kernels.steps import step_of
 
 _FUNCTIONS: dict[Any, tuple[Activation, bool]] = {  # the activation, and whether it works in place
     F.relu: ("relu", False),
@@ -114,6 +115,23 @@ class Rewriter:
                 modules = [self.graph.get_attr(str(n.target)) for n in (conv, node)]
                 args = (*modules, conv.args[0], *node.args[1:])
                 joined = self.graph.call_function(conv_norm, args, dict(node.kwargs))
+            self._replace(node, joined)
+            self.graph.erase_node(conv)
+
+    def join_pools(self) -> None:
+        """Each max pooling with the convolution before it, which may do both. For inference."""
+        for node in list(self.graph.nodes):
+            pool, conv = step_of(node, self.modules), node.args[0] if node.args else None
+            if pool is None or pool.window is None or not isinstance(conv, fx.Node):
+                continue
+            step = step_of(conv, self.modules)
+            alone = len(conv.args) == len(conv.users) == 1 and self._can_move(conv, node)  # without a residual
+            if step is None or step.kind != "conv2d" or not alone:
+                continue
+            with self.graph.inserting_before(node):
+                modules = [self.graph.get_attr(str(n.target)) for n in (conv, node)]
+                args = (*modules, conv.args[0], pool.window)
+                joined = self.graph.call_function(conv_pool, args, dict(conv.kwargs))
             self._replace(node, joined)
             self.graph.erase_node(conv)
 

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from pyserve.kernels.calls import Activation
 from pyserve.kernels.layers import AddReLU, Conv2d, FoldedConv2d
+from pyserve.kernels.pooled import Window
 
 Pair = tuple[int, int]
 
@@ -30,6 +31,14 @@ class Step:
     stride: Pair = (1, 1)
     padding: Pair = (0, 0)
     sizes: tuple[int | None, int | None] = (1, 1)  # of an adaptive pooling's output; None: the input's
+
+    @property
+    def window(self) -> Window | None:
+        """Of a max pooling, if it is square."""
+        pairs = (self.kernel, self.stride, self.padding)
+        if self.kind != "max_pool2d" or any(a != b for a, b in pairs):
+            return None
+        return pairs[0][0], pairs[1][0], pairs[2][0]
 
 
 @dataclass

@@ -123,6 +123,24 @@ _STEMS = [
     Case(1, 3, 13, 40, 64, 7, 7, (2, 2), (0, 5)),
 ]
 
+Window = tuple[int, int, int]  # of a max pooling: size, stride, padding
+RESNETS: Window = (3, 2, 1)
+
+# First layers with their max pooling. A tile of the CUDA kernel is 7 × 8 outputs of the usual one, 14 × 16
+# positions, 28 × 32 pixels; 64 filters, in float32 32.
+POOLED: list[tuple[Case, Window]] = [
+    (square(1, 3, 56, 64, 7, 2, 3), RESNETS),
+    *((Case(1, 3, H, W, 8, 7, 7, (2, 2), (3, 3)), RESNETS) for H, W in ((27, 31), (28, 32), (29, 33), (57, 66))),
+    *((Case(2, 3, H, W, 5, 7, 7, (2, 2), (3, 3)), RESNETS) for H, W in ((1, 1), (2, 5), (1, 40), (6, 3))),
+    *((square(1, 3, 20, K, 7, 2, 3), RESNETS) for K in (1, 31, 33, 63, 65, 130)),
+    *((square(3, C, 17, 9, 7, 2, 3), RESNETS) for C in (1, 2, 4)),
+    *((square(2, 3, 33, 24, R, 2, R // 2), RESNETS) for R in (1, 3, 5)),
+    (square(2, 3, 16, 24, 3, 1, 1), (2, 2, 0)),
+    (Case(2, 3, 19, 22, 10, 8, 2, (2, 2), (1, 0)), RESNETS),
+    (Case(1, 2, 21, 18, 10, 4, 8, (2, 2), (0, 7)), RESNETS),
+    *((square(2, 3, 39, 12, 7, 2, 3), pool) for pool in ((2, 2, 0), (3, 1, 1), (4, 3, 2), (2, 5, 1), (1, 1, 0))),
+]
+
 EMPTY = square(0, 8, 6, 5, 3, 1, 1)
 
 CASES = [*_AROUND_TILES, *_NETWORK_LAYERS, *_ODD_ONES, *_WINOGRAD, *_STEMS]

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.kernels import reference
@@ -143,8 +144,15 @@ class _Range(ctypes.Structure):
     _fields_ = [("begin", ctypes.c_void_p), ("size_bytes", ctypes.c_int64), ("writable", ctypes.c_bool)]
 
 
-def conv2d_problem(case: Case, dtype: torch.dtype, activation: str = "none", *, tf32: bool = False) -> Any:
-    """A case as the kernels are told it."""
+def conv2d_problem(
+    case: Case,
+    dtype: torch.dtype,
+    activation: str = "none",
+    *,
+    tf32: bool = False,
+    pool: tuple[int, int, int] = (0, 0, 0),
+) -> Any:
+    """A case as the kernels are told it; `pool`: size, stride and padding of a max pooling."""
     P, Q = (
         (size + 2 * case.padding[i] - case.dilation[i] * (kernel - 1) - 1) // case.stride[i] + 1
         for i, (size, kernel) in enumerate(((case.H, case.R), (case.W, case.S)))
@@ -152,7 +160,7 @@ def conv2d_problem(case: Case, dtype: torch.dtype, activation: str = "none", *, 
     sizes = (case.N, case.H, case.W, case.C, case.K, case.R, case.S, P, Q)
     clamp = _Clamp(*reference.BOUNDS[activation])
     return _Conv2dProblem(
-        *sizes, *case.stride, *case.padding, *case.dilation, case.groups, _DTYPES[dtype], tf32, clamp
+        *sizes, *case.stride, *case.padding, *case.dilation, case.groups, _DTYPES[dtype], tf32, clamp, False, *pool
     )
 
 
@@ -186,12 +194,13 @@ class Emulator:
         capability: int = 80,
         tile: str = "",
         sampled: bool = False,
+        multiprocessors: int | None = None,
     ) -> int:
         """Run a variant. Inputs and outputs are dense, and in the order of the operator's argument struct.
 
         The device has so many multiprocessors that small tiles are chosen in one ordering, so few that large ones
-        are in the other; a tile may be asked for by name. `sampled`: only the first and the last block of each
-        launch run.
+        are in the other, unless `multiprocessors` are given; a tile may be asked for by name. `sampled`: only the
+        first and the last block of each launch run.
 
         Returns:
             The number of blocks that ran.
@@ -215,7 +224,7 @@ class Emulator:
             len(ranges),
             ORDERINGS.index(ordering),
             capability,
-            1 if ordering == "early" else 132,
+            multiprocessors or (1 if ordering == "early" else 132),
             TILES.index(tile) if tile else -1,
             ctypes.c_bool(sampled),
         )
@@ -228,6 +237,16 @@ class Emulator:
         y = poisoned_like(nhwc(t.residual))
         problem = conv2d_problem(t.case, t.x.dtype, activation, tf32=tf32)
         self.run(variant, problem, [nhwc(t.x), nhwc(t.weight), t.bias, nhwc(t.residual)], [y], ordering)
+        return y.permute(0, 3, 1, 2)
+
+    def conv2d_pooled(
+        self, t: Tensors, pool: tuple[int, int, int], activation: str, ordering: str, *, bias: bool = True
+    ) -> Tensor:
+        """Max pooling (size, stride, padding) of clamp(conv(x, weight) + bias), [N, K, P', Q']."""
+        y = poisoned_like(nhwc(F.max_pool2d(t.residual, *pool)))
+        problem = conv2d_problem(t.case, t.x.dtype, activation, tf32=True, pool=pool)
+        inputs = [nhwc(t.x), nhwc(t.weight), t.bias if bias else None, None]
+        self.run("conv2d_stem_sm80", problem, inputs, [y], ordering)
         return y.permute(0, 3, 1, 2)
 
     def conv2d_statistics(

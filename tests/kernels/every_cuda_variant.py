@@ -11,6 +11,7 @@ import torch
 
 from pyserve.kernels import batch_norm_relu, conv2d, info
 from pyserve.kernels._extension import C
+from pyserve.kernels.pooled import conv2d_pool
 from pyserve.kernels.statistics import conv2d_statistics
 from tests.kernels.cases import square
 from tests.kernels.reference import Tensors
@@ -54,6 +55,8 @@ def main() -> None:
         conv2d_statistics(x, weight, None, 1, 1, 1, 1)[0].sum().backward()
         bias = torch.randn(40).to(dtype).cuda().requires_grad_()
         conv2d(x, weight, bias, padding=1, activation="relu").sum().backward()
+        pictures, stem = torch.randn(2, 3, 37, 41).to(dtype).cuda(), torch.randn(40, 3, 7, 7).to(dtype).cuda()
+        conv2d_pool(pictures, stem, bias.detach(), 2, 3, 1, 1, (3, 2, 1), "relu")
     torch.cuda.synchronize()
     idle = [
         variant.name

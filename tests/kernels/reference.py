@@ -11,6 +11,7 @@ then the error as a whole may be 1/64.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import zlib
 from dataclasses import dataclass
@@ -156,6 +157,16 @@ def expected_forward(t: Tensors, activation: str) -> Expected:
     magnitude = conv2d(d.x.abs(), d.weight.abs(), case) + bias.abs() + d.residual.abs()
     terms = case.C // case.groups * case.R * case.S + 2
     return Expected(clamp(value, activation), sum_bound(value, magnitude, terms, t.x.dtype))
+
+
+def expected_pooled(t: Tensors, pool: tuple[int, int, int], activation: str) -> Expected:
+    """Max pooling (size, stride, padding) of clamp(conv(x, weight) + bias); NaN where PyTorch's has NaN.
+
+    A maximum is as wrong as the values it is taken from at most.
+    """
+    whole = dataclasses.replace(t, residual=torch.zeros_like(t.residual))
+    plain = expected_forward(whole, activation)
+    return Expected(*(F.max_pool2d(value, *pool) for value in (plain.value, plain.allowed)))
 
 
 def masked(grad: Tensor, y: Tensor, activation: str) -> Tensor:

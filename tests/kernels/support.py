@@ -10,7 +10,7 @@ import torch
 
 from pyserve.kernels import VariantInfo, info
 from pyserve.kernels._extension import C
-from tests.kernels.cases import Case
+from tests.kernels.cases import Case, Window
 
 NEEDS_GPU = "needs a CUDA GPU"
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)  # the latter on CUDA alone
@@ -32,14 +32,14 @@ def numbers(case: Case) -> tuple[list[int], list[int], list[int], int]:
     return list(case.stride), list(case.padding), list(case.dilation), case.groups
 
 
-def covered_dtypes(variant: VariantInfo, case: Case) -> list[torch.dtype]:
-    """The element types in which a variant takes a case."""
+def covered_dtypes(variant: VariantInfo, case: Case, pool: Window = (0, 0, 0)) -> list[torch.dtype]:
+    """The element types in which a variant takes a case, with this max pooling."""
     x, weight = [case.N, case.C, case.H, case.W], [case.K, case.C // case.groups, case.R, case.S]
 
     def covers(dtype: torch.dtype) -> bool:
         name = str(dtype).removeprefix("torch.")
         told = (x, name, "cpu"), (weight, name, "cpu")
-        return bool(C.conv2d_covers(variant.name, *told, *numbers(case)))
+        return bool(C.conv2d_covers(variant.name, *told, *numbers(case), pool))
 
     return [dtype for dtype in DTYPES if covers(dtype)]
 
@@ -52,9 +52,9 @@ def elementwise_dtypes(variant: VariantInfo) -> list[torch.dtype]:
 
 
 def covered(op: str, cases: list[Case], device: str | None = None) -> Any:
-    """Parametrise over (variant, case), without the cases that a variant does not take."""
+    """Parametrise over (variant, case), without what a variant does not take; `-k cuda` finds those of a GPU."""
     pairs = [
         (variant, case) for variant in variants(op, device) for case in cases if covered_dtypes(variant, case)
     ]
-    ids = [f"{variant.name}-{case}" for variant, case in pairs]
+    ids = [f"{variant.device}-{variant.name}-{case}" for variant, case in pairs]
     return pytest.mark.parametrize(("variant", "case"), pairs, ids=ids)

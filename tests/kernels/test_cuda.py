@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyserve.kernels import batch_norm_relu, bias_relu, conv2d, info
+from pyserve.kernels.pooled import conv2d_pool
 from pyserve.kernels.statistics import conv2d_statistics
 from tests.kernels import reference
 from tests.kernels.cases import square
@@ -116,6 +117,20 @@ def test_tf32_where_torch_allows_it(calls: Callable[[str], int]) -> None:
     exact = reference.conv2d(d.x, d.weight, t.case)
     magnitude = reference.conv2d(d.x.abs(), d.weight.abs(), t.case)
     assert bool(((y.cpu().double() - exact).abs() <= 2.0**-10 * magnitude).all())
+
+
+def test_tf32_where_a_first_layer_is_pooled(calls: Callable[[str], int]) -> None:
+    t = Tensors.random(square(2, 3, 57, 64, 7, 2, 3), torch.float32, post_relu=False, device="cuda")
+    before = calls("conv2d_stem_sm80")
+    conv2d_pool(t.x, t.weight, t.bias, *numbers(t.case), (3, 2, 1))
+    assert calls("conv2d_stem_sm80") == before
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    y = conv2d_pool(t.x, t.weight, t.bias, *numbers(t.case), (3, 2, 1))
+    assert calls("conv2d_stem_sm80") == before + 1
+    d = t.double()
+    whole = reference.conv2d(d.x, d.weight, t.case) + d.bias.view(1, -1, 1, 1)
+    magnitude = F.max_pool2d(reference.conv2d(d.x.abs(), d.weight.abs(), t.case), 3, 2, 1)
+    assert bool(((y.cpu().double() - F.max_pool2d(whole, 3, 2, 1)).abs() <= 2.0**-10 * magnitude).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -10,7 +10,7 @@ namespace {
 void* allocate(void*, int64_t size_bytes) { return machine.allocate(size_bytes); }
 
 void run(const std::string& name, const void* problem, const void* args, const Queue& queue) {
-#define ROW(op, algorithm, architecture, covers, least)                                       \
+#define ROW(op, algorithm, architecture, covers, least, also)                                 \
   if (name == #op "_" #algorithm "_" #architecture)                                           \
     return op##_##algorithm##_##architecture(*static_cast<const ProblemOf<Op::op>*>(problem), \
                                              *static_cast<const ArgsOf<Op::op>*>(args), queue);
