@@ -115,12 +115,17 @@ _WINOGRAD = [
     square(1, 180, 43, 176, 3, 2, 1),
 ]
 
-# The first layers' tiles are 4 outputs of a row, in groups of 12, transformed by vectors of tiles.
+# The first layers' tiles are 4 outputs of a row, in groups of 12, transformed by vectors of tiles; or, done
+# directly, up to 16 outputs of a row.
 _STEMS = [
     *(Case(1, 3, 12, W, 20, 7, 7, (2, 2), (3, 3)) for W in (5, 6, 16, 31, 97, 131)),
     *(Case(2, C, 9, 23, 70, 3, 3, (1, 1), (1, 1)) for C in (1, 2, 4)),
     Case(1, 3, 8, 200, 17, 3, 3, (1, 1), (2, 0)),
     Case(1, 3, 13, 40, 64, 7, 7, (2, 2), (0, 5)),
+    *(Case(2, C, 9, 23, 70, 3, 3, (2, 2), (1, 1)) for C in (1, 2, 3, 4)),
+    Case(1, 1, 28, 28, 6, 5, 5, (1, 1), (2, 2)),  # LeNet
+    Case(1, 4, 14, 33, 130, 5, 3, (3, 2), (0, 1)),
+    Case(1, 3, 23, 19, 24, 11, 11, (4, 1), (2, 5)),
 ]
 
 EMPTY = square(0, 8, 6, 5, 3, 1, 1)
