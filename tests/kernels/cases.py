@@ -128,6 +128,14 @@ _STEMS = [
     Case(1, 3, 23, 19, 24, 11, 11, (4, 1), (2, 5)),
 ]
 
+# Depthwise windows are 2 × 4 outputs, or what is left of them.
+_DEPTHWISE = [
+    *(Case(2, 20, H, H + 3, 20, 3, 3, (1, 1), (1, 1), groups=20) for H in (1, 2, 5, 6, 8)),
+    *(Case(2, 35, H, H + 5, 35, 3, 3, (2, 2), (1, 1), groups=35) for H in (1, 2, 3, 6, 9, 12)),
+    Case(1, 16, 7, 9, 16, 3, 3, (1, 1), (0, 2), groups=16),
+    Case(1, 16, 8, 12, 16, 3, 3, (2, 2), (2, 0), groups=16),
+]
+
 EMPTY = square(0, 8, 6, 5, 3, 1, 1)
 
-CASES = [*_AROUND_TILES, *_NETWORK_LAYERS, *_ODD_ONES, *_WINOGRAD, *_STEMS]
+CASES = [*_AROUND_TILES, *_NETWORK_LAYERS, *_ODD_ONES, *_WINOGRAD, *_STEMS, *_DEPTHWISE]
