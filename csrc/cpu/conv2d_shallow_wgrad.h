@@ -16,7 +16,9 @@ namespace {
 constexpr int kTileVectors = 2;
 constexpr int kTileInputs = Vec::kWidth == 16 ? 14 : 6;  // × two vectors: 28 of 32, 12 of 16 registers hold sums
 
-constexpr int64_t kRunFloats = 1 << 10;  // gradients that are read from memory in order, then from the L1 cache
+// Gradients are read from memory in order, then from the L1 cache for the other tiles: this many a time, times the
+// inputs of an output, over which the sums' way through memory is spread.
+constexpr int64_t kRunFloats = 40;
 
 template <class T>
 struct ShallowRun {
@@ -89,7 +91,7 @@ template <class T>
 void shallow_wgrad(const Conv2dProblem& p, const Conv2dWgradArgs& args, const Pool& pool) {
   const ShallowShape s{p};
   const T *x = static_cast<const T*>(args.x), *grad = static_cast<const T*>(args.grad);
-  const int64_t lines = p.N * p.P, count = s.packed_size(), run = most(16, kRunFloats / p.K);
+  const int64_t lines = p.N * p.P, count = s.packed_size(), run = most(16, kRunFloats * p.R * s.depth() / p.K);
   const int64_t parts = most(1, least(least(lines, kWantedTasks), kMostPartFloats / count));
   const int64_t size = FramedRows<T>::size(s), workers = pool.workers(parts);
   float *sums = allocate_floats(pool, parts * count), *scratch = allocate_floats(pool, workers * size);
