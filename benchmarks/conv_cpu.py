@@ -63,6 +63,7 @@ GROUPS: dict[str, list[Layer]] = {
     ],
     "3×3 stride 2": [Layer(c, s, 2 * c, stride=2) for c, s in ((64, 56), (128, 28), (256, 14))],
     "stem": [Layer(3, 224, 64, 7, 2)],
+    "other first layers": [Layer(3, 224, 32, stride=2), Layer(3, 32, 16)],  # of MobileNetV2, of CIFAR's ResNets
     "depthwise": [
         Layer(c, s, c, stride=stride, depthwise=True)
         for c, s, stride in ((32, 112, 1), (96, 112, 2), (144, 56, 1), (192, 28, 1), (384, 14, 1), (960, 7, 1))

@@ -74,11 +74,17 @@ PYSERVE_INLINE bool covers_winograd_pairs(const Conv2dProblem& p) {
 PYSERVE_INLINE bool covers_polyphase_pairs(const Conv2dProblem& p) {
   return covers_polyphase(p) && covers_pairs(p) && worth_transforming(p);
 }
-// First layers: few channels, kernels of 3×3, or of 7×7 with stride 2.
+// First layers have few channels; a max pooling may follow, whose windows take few rows.
+PYSERVE_INLINE bool covers_first(const Conv2dProblem& p) {
+  const bool plain = p.groups == 1 && p.dilation_h == 1 && p.dilation_w == 1;
+  return plain && p.C <= 4 && p.pool.size <= 4 && covers_floats(p.without_pool());
+}
 PYSERVE_INLINE bool covers_stem(const Conv2dProblem& p) {
-  const bool square = p.R == p.S && p.stride_h == p.stride_w && p.dilation_h == 1 && p.dilation_w == 1;
-  const bool known = (p.S == 7 && p.stride_w == 2) || (p.S == 3 && p.stride_w == 1);
-  return square && known && p.groups == 1 && p.C <= 4 && p.pool.size <= 4 && covers_floats(p.without_pool());
+  return covers_first(p) && p.R == 7 && p.S == 7 && p.stride_h == 2 && p.stride_w == 2;
+}
+constexpr int64_t kMostShallowTaps = 11;  // along an axis
+PYSERVE_INLINE bool covers_shallow(const Conv2dProblem& p) {
+  return covers_first(p) && p.R <= kMostShallowTaps && p.S <= kMostShallowTaps && p.stride_w <= 2;
 }
 PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
   return covers_winograd(p) && p.K >= kLeastWinogradChannels;
@@ -140,6 +146,7 @@ PYSERVE_INLINE bool covers_pooled_mma(const Conv2dProblem& p) {
   ROW(conv2d, winograd, avx512, covers_winograd)               \
   ROW(conv2d, polyphase, avx512, covers_polyphase)             \
   ROW(conv2d, stem, avx512, covers_stem)                       \
+  ROW(conv2d, shallow, avx512, covers_shallow)                 \
   ROW(conv2d, pointwise, avx512, covers_pointwise)             \
   ROW(conv2d, direct, avx512, covers_floats)                   \
   ROW(conv2d_dgrad, depthwise, avx512, covers_depthwise)       \
@@ -149,6 +156,7 @@ PYSERVE_INLINE bool covers_pooled_mma(const Conv2dProblem& p) {
   ROW(conv2d_wgrad, depthwise, avx512, covers_depthwise)       \
   ROW(conv2d_wgrad, winograd, avx512, covers_winograd)         \
   ROW(conv2d_wgrad, polyphase, avx512, covers_polyphase)       \
+  ROW(conv2d_wgrad, shallow, avx512, covers_shallow)           \
   ROW(conv2d_wgrad, direct, avx512, covers_floats)             \
   ROW(bias_relu, pointwise, avx512, covers_floats)             \
   ROW(bias_relu_backward, pointwise, avx512, covers_floats)    \
@@ -161,6 +169,7 @@ PYSERVE_INLINE bool covers_pooled_mma(const Conv2dProblem& p) {
   ROW(conv2d, winograd, avx2, covers_winograd)                 \
   ROW(conv2d, polyphase, avx2, covers_polyphase)               \
   ROW(conv2d, stem, avx2, covers_stem)                         \
+  ROW(conv2d, shallow, avx2, covers_shallow)                   \
   ROW(conv2d, pointwise, avx2, covers_pointwise)               \
   ROW(conv2d, direct, avx2, covers_floats)                     \
   ROW(conv2d_dgrad, depthwise, avx2, covers_depthwise)         \
@@ -170,6 +179,7 @@ PYSERVE_INLINE bool covers_pooled_mma(const Conv2dProblem& p) {
   ROW(conv2d_wgrad, depthwise, avx2, covers_depthwise)         \
   ROW(conv2d_wgrad, winograd, avx2, covers_winograd)           \
   ROW(conv2d_wgrad, polyphase, avx2, covers_polyphase)         \
+  ROW(conv2d_wgrad, shallow, avx2, covers_shallow)             \
   ROW(conv2d_wgrad, direct, avx2, covers_floats)               \
   ROW(bias_relu, pointwise, avx2, covers_floats)               \
   ROW(bias_relu_backward, pointwise, avx2, covers_floats)      \
@@ -304,12 +314,14 @@ PYSERVE_CPU_VARIANTS(ROW)
   ROW(conv2d, winograd, avx512)       \
   ROW(conv2d, polyphase, avx512)      \
   ROW(conv2d, stem, avx512)           \
+  ROW(conv2d, shallow, avx512)        \
   ROW(conv2d, pointwise, avx512)      \
   ROW(conv2d, depthwise, avx512)      \
   ROW(conv2d, direct, avx512)         \
   ROW(conv2d, winograd, avx2)         \
   ROW(conv2d, polyphase, avx2)        \
   ROW(conv2d, stem, avx2)             \
+  ROW(conv2d, shallow, avx2)          \
   ROW(conv2d, pointwise, avx2)        \
   ROW(conv2d, depthwise, avx2)        \
   ROW(conv2d, direct, avx2)

@@ -152,34 +152,50 @@ void add_depthwise_taps(const Table<T>& table, const Block& block, int64_t taps,
   for (; tap < taps; ++tap) add_depthwise<1, kPartial>(table, block, tap, grad, C, c, sums);
 }
 
-template <class T>
-void depthwise_wgrad(const Conv2dProblem& p, const Conv2dWgradArgs& args, const Pool& pool) {
-  const Product m = forward_product(p);
-  const T *x = static_cast<const T*>(args.x), *grad = static_cast<const T*>(args.grad);
-  const T* zeros = zero_row<T>(pool, p.C);
-  const int64_t blocks = ceil_div(m.grid.positions(), kBlock), parts = least(blocks, kWantedTasks);
-  const int64_t taps = m.taps(), count = taps * p.C;
+constexpr int64_t kLeastUnits = 4;  // in a part: zeroing and adding up its sums costs as much as one
+
+// dw by add(begin, end, sums), which adds some of `units` pieces of work to sums [taps][C]. They are cut into parts
+// that depend on the problem alone, added up in one order: the result does not depend on the number of threads.
+template <class T, class F>
+void depthwise_sums(const Conv2dProblem& p, int64_t units, int64_t taps, T* dw, const Pool& pool, F&& add) {
+  const int64_t parts = least(ceil_div(units, kLeastUnits), kWantedTasks), count = taps * p.C;
   float *sums = allocate_floats(pool, parts * count), *total = allocate_floats(pool, count);
   pool(parts, 1, [&](int64_t begin, int64_t end) {
-    Table<T> table;
     for (int64_t part = begin; part < end; ++part) {
-      float* own = sums + part * count;
-      fill_zero(own, count);
-      for (int64_t i = blocks * part / parts; i < blocks * (part + 1) / parts; ++i) {
-        const Block block(m.grid, i * kBlock);
-        table.first = -1;
-        table.fill(m.grid, m.rows, m.columns_axis, block, x, zeros, 0, taps);
-        int64_t c = 0;
-        for (; c + Vec::kWidth <= p.C; c += Vec::kWidth)
-          add_depthwise_taps<false>(table, block, taps, grad, p.C, c, own);
-        if (c < p.C) add_depthwise_taps<true>(table, block, taps, grad, p.C, c, own);
-      }
+      fill_zero(sums + part * count, count);
+      add(units * part / parts, units * (part + 1) / parts, sums + part * count);
     }
   });
   add_parts(sums, parts, count, total, pool);
-  T* dw = static_cast<T*>(args.dw);
   for (int64_t c = 0; c < p.C; ++c)
     for (int64_t tap = 0; tap < taps; ++tap) store_one(total[tap * p.C + c], dw + c * taps + tap);
+}
+
+template <class T>
+void depthwise_wgrad(const Conv2dProblem& p, const Conv2dWgradArgs& args, const Pool& pool) {
+  const T *x = static_cast<const T*>(args.x), *grad = static_cast<const T*>(args.grad);
+  T* dw = static_cast<T*>(args.dw);
+  if (has_windows(p)) {
+    const Windows<T> d = forward_windows(p, x, pool);
+    return depthwise_sums(p, d.bands(), 9, dw, pool, [&](int64_t begin, int64_t end, float* sums) {
+      p.stride_h == 1 ? add_bands<1>(d, begin, end, grad, sums) : add_bands<2>(d, begin, end, grad, sums);
+    });
+  }
+  const Product m = forward_product(p);
+  const T* zeros = zero_row<T>(pool, p.C);
+  const int64_t blocks = ceil_div(m.grid.positions(), kBlock), taps = m.taps();
+  depthwise_sums(p, blocks, taps, dw, pool, [&](int64_t begin, int64_t end, float* sums) {
+    Table<T> table;
+    for (int64_t i = begin; i < end; ++i) {
+      const Block block(m.grid, i * kBlock);
+      table.first = -1;
+      table.fill(m.grid, m.rows, m.columns_axis, block, x, zeros, 0, taps);
+      int64_t c = 0;
+      for (; c + Vec::kWidth <= p.C; c += Vec::kWidth)
+        add_depthwise_taps<false>(table, block, taps, grad, p.C, c, sums);
+      if (c < p.C) add_depthwise_taps<true>(table, block, taps, grad, p.C, c, sums);
+    }
+  });
 }
 
 }  // namespace

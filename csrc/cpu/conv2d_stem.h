@@ -1,9 +1,9 @@
-// Convolution of few input channels: the first layers of networks. Winograd along the rows alone (a product is a sum
-// over the R·C inputs above each other), so that transforms stay small beside the little that there is to sum; and,
-// for prediction, the max pooling that often follows, from rows that are still in the cache.
+// Convolution of few input channels by kernels of 7×7 with stride 2: the first layers of ResNets. Winograd along the
+// rows alone (a product is a sum over the R·C inputs above each other), so that transforms stay small beside the little
+// that there is to sum; and, for prediction, the max pooling that often follows, from rows that are still in the cache.
 //
 //     V [row][point][C][tile]     transformed input rows, of which each output row needs R
-//     U [panel][point][R·C][K]    transformed weights; [panel][R·C][point][K] where all points go together
+//     U [panel][point][R·C][K]    transformed weights
 //     M [point][tile][K]          products of a group of tiles, by a register tile of its own
 //
 // Input rows are taken apart by the phase of their pixels in a tile, so that transforms run along vectors of tiles.
@@ -11,11 +11,13 @@
 #pragma once
 #include "../variants.h"
 #include "convert.h"
+#include "pooled_rows.h"
 #include "stem_transform.h"
 
 namespace pyserve {
 namespace {
 
+using Scheme = StemSeven;
 constexpr int64_t kTileOutputs = 4;
 constexpr int64_t kGroupTiles = 12;  // tiles whose M stays in the L1 cache
 constexpr int64_t kMostStemTaps = 8;
@@ -36,14 +38,11 @@ struct StemShape {
   int64_t row_size() const { return points * p.C * padded_tiles(); }
 };
 
-template <class Scheme>
-StemShape stem_shape(const Conv2dProblem& p) {
-  return {p, Scheme::kPoints, Scheme::kStride};
-}
+inline StemShape stem_shape(const Conv2dProblem& p) { return {p, Scheme::kPoints, Scheme::kStride}; }
 
 // ---------------------------------------------------------------------------------------------------- weights
 
-template <class Scheme, class T>
+template <class T>
 void transform_stem_weights(const StemShape& s, const T* weight, float* u) {
   const Conv2dProblem& p = s.p;
   for (int64_t panel = 0; panel < s.panels(); ++panel) {
@@ -59,8 +58,7 @@ void transform_stem_weights(const StemShape& s, const T* weight, float* u) {
         for (int64_t t = 0; t < Scheme::kTaps; ++t) w[t] = Vec::load(&taps[t][column]);
         Scheme::weights(w, o);
         for (int64_t j = 0; j < Scheme::kPoints; ++j)
-          o[j].store(u + s.points * s.depth() * first +
-                     (Scheme::kFused ? i * s.points + j : j * s.depth() + i) * width + column);
+          o[j].store(u + s.points * s.depth() * first + (j * s.depth() + i) * width + column);
       }
     }
   }
@@ -69,7 +67,7 @@ void transform_stem_weights(const StemShape& s, const T* weight, float* u) {
 // ---------------------------------------------------------------------------------------------------- input rows
 
 // One row of x, [W][C], to V [point][C][tile]; `phases` is scratch of kPhases·C rows of padded_tiles() + width.
-template <class Scheme, class T>
+template <class T>
 void transform_stem_row(const StemShape& s, const T* row, float* phases, float* v) {
   constexpr int64_t kPhases = kTileOutputs * Scheme::kStride,
                     kInputs = (kTileOutputs - 1) * Scheme::kStride + Scheme::kTaps;
@@ -129,29 +127,6 @@ void multiply_stem(const float* const* rows, int64_t R, int64_t C, int64_t offse
     for (int v = 0; v < kVectors; ++v) sum[t][v].store(m + t * kWidth + v * Vec::kWidth);
 }
 
-// Where all points of a tile fit into the registers they never are in memory: Σ_r Σ_c as above for one tile.
-template <int kPoints, int kVectors>
-__attribute__((always_inline)) inline void multiply_stem_tile(const float* const* rows, const StemShape& s,
-                                                              int64_t tile, const float* u, Vec (*sum)[kVectors]) {
-  constexpr int kWidth = kVectors * Vec::kWidth;
-  const int64_t tile_step = s.padded_tiles(), step = s.p.C * tile_step;
-#pragma GCC unroll 16
-  for (int j = 0; j < kPoints; ++j)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[j][v] = Vec::zero();
-  for (int64_t r = 0; r < s.p.R; ++r)
-    for (int64_t c = 0; c < s.p.C; ++c, u += kPoints * kWidth) {
-      const float *low = rows[r] + c * tile_step + tile, *high = low + 3 * step;  // two bases: fewer address registers
-#pragma GCC unroll 16
-      for (int j = 0; j < kPoints; ++j) {
-        const Vec value = Vec::set(j < 3 ? low[j * step] : high[(j - 3) * step]);
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v)
-          sum[j][v] = sum[j][v].fma(value, Vec::load(u + j * kWidth + v * Vec::kWidth));
-      }
-    }
-}
-
 // Tiles in steps of kRows; the last step may take some more than there are, whose inputs are zeros.
 template <int kVectors>
 void multiply_group(const float* const* rows, const StemShape& s, int64_t point, int64_t first, int64_t count,
@@ -172,7 +147,7 @@ void multiply_group_of(int64_t vectors, const Args&... args) {
 
 // Makes output rows one by one, each from the transformed input rows that it shares with its neighbours. One per
 // thread.
-template <class Scheme, class T>
+template <class T>
 class StemRows {
  public:
   static int64_t scratch_size(const StemShape& s) {
@@ -201,11 +176,6 @@ class StemRows {
     Vec check = Vec::zero();
     for (int64_t panel = 0; panel < s_.panels(); ++panel) {
       const int64_t first = s_.first_column(panel), width = s_.first_column(panel + 1) - first;
-      if (Scheme::kFused) {
-        for (int64_t tile = 0; tile < s_.tiles(); ++tile)
-          check = check + make_tile_of(width / Vec::kWidth, n, p, rows, tile, panel, out);
-        continue;
-      }
       for (int64_t tile = 0; tile < s_.tiles(); tile += kGroupTiles) {
         const int64_t count = least(kGroupTiles, s_.tiles() - tile);
         for (int64_t j = 0; j < s_.points; ++j)
@@ -232,26 +202,9 @@ class StemRows {
     if (h < 0 || h >= s_.p.H) return zeros_;
     const int64_t slot = h % s_.p.R, row = n * s_.p.H + h;
     float* v = v_ + slot * v_size(s_);
-    if (in_slot_[slot] != row) transform_stem_row<Scheme>(s_, x_ + row * s_.p.W * s_.p.C, phases_, v);
+    if (in_slot_[slot] != row) transform_stem_row(s_, x_ + row * s_.p.W * s_.p.C, phases_, v);
     in_slot_[slot] = row;
     return v;
-  }
-
-  template <int kVectors = 1, class Out>
-  Vec make_tile_of(int64_t vectors, int64_t n, int64_t p, const float* const* rows, int64_t tile, int64_t panel,
-                   Out* out) const {
-    if constexpr (kVectors < Vec::kMostVectors)
-      if (vectors != kVectors) return make_tile_of<kVectors + 1>(vectors, n, p, rows, tile, panel, out);
-    Vec sum[Scheme::kPoints][kVectors], check = Vec::zero();
-    multiply_stem_tile<Scheme::kPoints, kVectors>(rows, s_, tile, s_.u_at(u_, panel), sum);
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      Vec points[Scheme::kPoints];
-#pragma GCC unroll 16
-      for (int j = 0; j < Scheme::kPoints; ++j) points[j] = sum[j][v];
-      check = check + write(n, p, tile, points, s_.first_column(panel) + v * Vec::kWidth, out);
-    }
-    return check;
   }
 
   template <class Out>
@@ -292,52 +245,14 @@ class StemRows {
   int64_t in_slot_[kMostStemTaps];
 };
 
-// Row p of the pooled output from the rows that it takes, kept in slot row mod pool_size until another takes its place.
-template <class Scheme, class T>
-class StemPool {
- public:
-  StemPool(const StemShape& s, float* rows) : s_(s), rows_(rows) {
-    for (int64_t& row : in_slot_) row = -1;
-  }
-
-  bool make(StemRows<Scheme, T>& rows, int64_t n, int64_t p, T* y) {
-    const Conv2dProblem& c = s_.p;
-    const PoolingWindow height = max_pool2d_window(p, c.pool.size, c.pool.stride, c.pool.pad, c.P);
-    bool finite = true;
-    for (int64_t h = height.begin; h < height.end; ++h) {
-      const int64_t row = n * c.P + h;
-      if (in_slot_[h % c.pool.size] != row) finite &= rows.make(n, h, slot(h));
-      in_slot_[h % c.pool.size] = row;
-    }
-    for (int64_t q = 0; q < c.pooled(c.Q); ++q) {
-      const PoolingWindow width = max_pool2d_window(q, c.pool.size, c.pool.stride, c.pool.pad, c.Q);
-      for (int64_t k = 0; k < c.K; k += Vec::kWidth) {
-        Vec most = Vec::set(-INFINITY);
-        for (int64_t h = height.begin; h < height.end; ++h)
-          for (int64_t w = width.begin; w < width.end; ++w) most = most.max(Vec::load(slot(h) + w * c.K + k));
-        const int64_t at = q * c.K + k;
-        c.K - k < Vec::kWidth ? most.store(y + at, c.K - k) : most.store(y + at);
-      }
-    }
-    return finite;
-  }
-
- private:
-  float* slot(int64_t h) { return rows_ + h % s_.p.pool.size * (s_.p.Q * s_.p.K + Vec::kWidth); }
-
-  const StemShape& s_;
-  float* rows_;
-  int64_t in_slot_[kMostStemTaps];
-};
-
 // Whether all of y is finite; otherwise not all of it may be written.
-template <class Scheme, class T>
+template <class T>
 bool stem_forward(const Conv2dProblem& p, const Conv2dArgs& args, const Pool& pool) {
-  const StemShape s = stem_shape<Scheme>(p);
+  const StemShape s = stem_shape(p);
   const float* u = args.packed;
   if (u == nullptr) {
     float* transformed = allocate_floats(pool, s.u_size());
-    transform_stem_weights<Scheme>(s, static_cast<const T*>(args.weight), transformed);
+    transform_stem_weights(s, static_cast<const T*>(args.weight), transformed);
     u = transformed;
   }
   float* bias = nullptr;
@@ -346,14 +261,14 @@ bool stem_forward(const Conv2dProblem& p, const Conv2dArgs& args, const Pool& po
     widen_row(static_cast<const T*>(args.bias), bias, p.K);
   }
   const int64_t rows = p.pool.size ? p.pooled(p.P) : p.P, row_size = (p.pool.size ? p.pooled(p.Q) : p.Q) * p.K;
-  const int64_t own = StemRows<Scheme, T>::scratch_size(s), pooling = p.pool.size * (p.Q * p.K + Vec::kWidth);
+  const int64_t own = StemRows<T>::scratch_size(s), pooling = PooledRows::scratch_size(p);
   float* scratch = allocate_floats(pool, pool.workers(p.N * rows) * (own + pooling));
   T* y = static_cast<T*>(args.y);
   bool finite = true;
   pool.share(p.N * rows, [&](int64_t worker, int64_t begin, int64_t end) {
     float* mine = scratch + worker * (own + pooling);
-    StemRows<Scheme, T> maker(s, args, u, bias, mine);
-    StemPool<Scheme, T> pooled(s, mine + own);
+    StemRows<T> maker(s, args, u, bias, mine);
+    PooledRows pooled(p, mine + own);
     bool good = true;
     for (int64_t i = begin; i < end && good; ++i)
       good = p.pool.size ? pooled.make(maker, i / rows, i % rows, y + i * row_size)
@@ -363,36 +278,17 @@ bool stem_forward(const Conv2dProblem& p, const Conv2dArgs& args, const Pool& po
   return finite;
 }
 
-template <class Scheme>
-bool stem_forward(const Conv2dProblem& p, const Conv2dArgs& args, const Pool& pool) {
-  return p.dtype == DType::f32 ? stem_forward<Scheme, float>(p, args, pool) : stem_forward<Scheme, Bf16>(p, args, pool);
-}
-
-// f with the scheme of a problem that `covers_stem`.
-template <class F>
-auto with_stem(const Conv2dProblem& p, F&& f) {
-  if (p.S == 7) return f(StemSeven{});
-  return f(StemThree{});
-}
-
 inline bool stem_forward(const Conv2dProblem& p, const Conv2dArgs& args, const Pool& pool) {
-  return with_stem(p, [&](auto scheme) { return stem_forward<decltype(scheme)>(p, args, pool); });
+  return p.dtype == DType::f32 ? stem_forward<float>(p, args, pool) : stem_forward<Bf16>(p, args, pool);
 }
 
 inline int32_t stem_layout(const Conv2dProblem&) { return 0; }
 
-inline int64_t stem_packed_size(const Conv2dProblem& p) {
-  return with_stem(p, [&](auto scheme) { return stem_shape<decltype(scheme)>(p).u_size(); });
-}
+inline int64_t stem_packed_size(const Conv2dProblem& p) { return stem_shape(p).u_size(); }
 
 inline void stem_pack(const Conv2dProblem& p, const void* weight, float* packed, const Pool&) {
-  with_stem(p, [&](auto scheme) {
-    const StemShape s = stem_shape<decltype(scheme)>(p);
-    if (p.dtype == DType::f32)
-      transform_stem_weights<decltype(scheme)>(s, static_cast<const float*>(weight), packed);
-    else
-      transform_stem_weights<decltype(scheme)>(s, static_cast<const Bf16*>(weight), packed);
-  });
+  p.dtype == DType::f32 ? transform_stem_weights(stem_shape(p), static_cast<const float*>(weight), packed)
+                        : transform_stem_weights(stem_shape(p), static_cast<const Bf16*>(weight), packed);
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
-// One-dimensional Winograd schemes for first layers, four outputs each: 3 taps with stride 1 as in
-// winograd_transform.h, and 7 taps with stride 2 in its phases: the even inputs meet four taps, which is F(4, 4) at the
-// points 0, ±½, ±1, −2, ∞, the odd ones three, which is F(4, 3). 13 instead of 28 products. Needs Vec; local to each
-// including file.
+// The one-dimensional Winograd scheme of first layers: four outputs of 7 taps with stride 2, in its phases. The even
+// inputs meet four taps, which is F(4, 4) at the points 0, ±½, ±1, −2, ∞, the odd ones three, which is F(4, 3) as in
+// winograd_transform.h. 13 instead of 28 products. Needs Vec; local to each including file.
 #pragma once
 #include <cstdint>
 
@@ -10,25 +9,8 @@
 namespace pyserve {
 namespace {
 
-struct StemThree {
-  static constexpr int kTaps = 3, kStride = 1, kPoints = 6;
-  static constexpr bool kFused = true;  // the points × Vec::kMostVectors fit into the registers
-
-  __attribute__((always_inline)) static void weights(const Vec* w, Vec* o) {
-    o[0] = StrideOne::weight<0>(w[0], w[1], w[2]);
-    o[1] = StrideOne::weight<1>(w[0], w[1], w[2]);
-    o[2] = StrideOne::weight<2>(w[0], w[1], w[2]);
-    o[3] = StrideOne::weight<3>(w[0], w[1], w[2]);
-    o[4] = StrideOne::weight<4>(w[0], w[1], w[2]);
-    o[5] = StrideOne::weight<5>(w[0], w[1], w[2]);
-  }
-  __attribute__((always_inline)) static void input(const Vec* d, Vec* o) { StrideOne::input<4>(d, o, 1); }
-  __attribute__((always_inline)) static void output(const Vec* m, Vec* o) { StrideOne::output<4>(m, o, 1); }
-};
-
 struct StemSeven {
   static constexpr int kTaps = 7, kStride = 2, kPoints = 13;
-  static constexpr bool kFused = false;
 
   __attribute__((always_inline)) static void weights(const Vec* w, Vec* o) {
     // The scales 1 / Π (point − other points), here with the weights: symmetric points then share sums in `output`.
@@ -44,8 +26,12 @@ struct StemSeven {
     o[4] = at(-1, 2.0f / 3);
     o[5] = at(-2, -2.0f / 45);
     o[6] = w[6];
-    const Vec odd[3] = {w[1], w[3], w[5]};
-    StemThree::weights(odd, o + 7);
+    o[7] = StrideOne::weight<0>(w[1], w[3], w[5]);
+    o[8] = StrideOne::weight<1>(w[1], w[3], w[5]);
+    o[9] = StrideOne::weight<2>(w[1], w[3], w[5]);
+    o[10] = StrideOne::weight<3>(w[1], w[3], w[5]);
+    o[11] = StrideOne::weight<4>(w[1], w[3], w[5]);
+    o[12] = StrideOne::weight<5>(w[1], w[3], w[5]);
   }
 
   __attribute__((always_inline)) static void input(const Vec* d, Vec* o) {

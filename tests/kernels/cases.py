@@ -115,12 +115,25 @@ _WINOGRAD = [
     square(1, 180, 43, 176, 3, 2, 1),
 ]
 
-# The first layers' tiles are 4 outputs of a row, in groups of 12, transformed by vectors of tiles.
+# The first layers' tiles are 4 outputs of a row, in groups of 12, transformed by vectors of tiles; or, done
+# directly, up to 16 outputs of a row.
 _STEMS = [
     *(Case(1, 3, 12, W, 20, 7, 7, (2, 2), (3, 3)) for W in (5, 6, 16, 31, 97, 131)),
     *(Case(2, C, 9, 23, 70, 3, 3, (1, 1), (1, 1)) for C in (1, 2, 4)),
     Case(1, 3, 8, 200, 17, 3, 3, (1, 1), (2, 0)),
     Case(1, 3, 13, 40, 64, 7, 7, (2, 2), (0, 5)),
+    *(Case(2, C, 9, 23, 70, 3, 3, (2, 2), (1, 1)) for C in (1, 2, 3, 4)),
+    Case(1, 1, 28, 28, 6, 5, 5, (1, 1), (2, 2)),  # LeNet
+    Case(1, 4, 14, 33, 130, 5, 3, (3, 2), (0, 1)),
+    Case(1, 3, 23, 19, 24, 11, 11, (4, 1), (2, 5)),
+]
+
+# Depthwise windows are 2 × 4 outputs, or what is left of them.
+_DEPTHWISE = [
+    *(Case(2, 20, H, H + 3, 20, 3, 3, (1, 1), (1, 1), groups=20) for H in (1, 2, 5, 6, 8)),
+    *(Case(2, 35, H, H + 5, 35, 3, 3, (2, 2), (1, 1), groups=35) for H in (1, 2, 3, 6, 9, 12)),
+    Case(1, 16, 7, 9, 16, 3, 3, (1, 1), (0, 2), groups=16),
+    Case(1, 16, 8, 12, 16, 3, 3, (2, 2), (2, 0), groups=16),
 ]
 
 Window = tuple[int, int, int]  # of a max pooling: size, stride, padding
@@ -143,4 +156,4 @@ POOLED: list[tuple[Case, Window]] = [
 
 EMPTY = square(0, 8, 6, 5, 3, 1, 1)
 
-CASES = [*_AROUND_TILES, *_NETWORK_LAYERS, *_ODD_ONES, *_WINOGRAD, *_STEMS]
+CASES = [*_AROUND_TILES, *_NETWORK_LAYERS, *_ODD_ONES, *_WINOGRAD, *_STEMS, *_DEPTHWISE]
