@@ -7,9 +7,9 @@
 //     M [point][tile][columns]             per panel and point V · U, by the register tiles of microkernel.h
 //     y                                    transformed outputs + bias + residual, clamped
 // The transformed weights U [panel][6 × 6][C][columns] are prepared beforehand for prediction, once per call where they
-// are small, or piece by piece in the L2 cache where tiles are few: then the time goes to reading weights, and the
-// plain ones are a quarter of the size. Threads share out blocks where these are many; else all of V is made first, and
-// then they share out panels.
+// are small or tiles are many, or piece by piece in the L2 cache where tiles are few: then the time goes to reading
+// weights, and the plain ones are a quarter of the size. Threads share out blocks where these are many; else all of V
+// is made first, and then they share out panels.
 //
 // Infinities and NaN would spread over their tile, and numbers near the end of float32's range can overflow on the way:
 // where an output is not finite the whole convolution is left to the direct kernel.
@@ -27,10 +27,11 @@
 namespace pyserve {
 namespace {
 
-constexpr int64_t kTiles = 48;        // per block, at most: V and M of 64 channels stay in the L2 cache
-constexpr int64_t kReadTiles = 24;    // with fewer in all, a transformed weight is used too little to be worth reading
-constexpr int64_t kPieceVectors = 2;  // per panel then: a piece of its weights stays in the L1 cache
-constexpr int64_t kStepPad = 80;      // floats between the points' parts: they fall into different cache sets
+constexpr int64_t kTiles = 48;      // per block, at most: V and M of 64 channels stay in the L2 cache
+constexpr int64_t kReadTiles = 24;  // with fewer in all, a transformed weight is used too little to be worth reading
+constexpr int64_t kFloatsPerTile = 1 << 16;    // of U, that a tile makes worth writing to memory in the call
+constexpr int64_t kPieceVectors = 2;           // per panel then: a piece of its weights stays in the L1 cache
+constexpr int64_t kStepPad = 80;               // floats between the points' parts: they fall into different cache sets
 constexpr int64_t kMostTransformed = 1 << 20;  // floats of U that a call makes beforehand
 constexpr int64_t kMostByBlock = 1 << 22;      // floats of U that every block reads anew
 
@@ -52,7 +53,8 @@ inline WinogradPlan winograd_plan(WinogradShape s, bool packed, int64_t threads)
   const int64_t tiles = s.map.tiles(), u = s.u_size();
   WinogradPlan plan{s, WinogradWeights::whole, false, ceil_div(tiles, kTiles)};
   constexpr bool kFloats = Vec::kPerWord == 1;  // pairs are half as much to read, and more work to make
-  if (kFloats && u > kMostTransformed && (tiles < kReadTiles || !packed)) plan.weights = WinogradWeights::pieces;
+  const bool few = packed ? tiles < kReadTiles : tiles < u / kFloatsPerTile;
+  if (kFloats && u > kMostTransformed && few) plan.weights = WinogradWeights::pieces;
   if (kFloats && u > kMostTransformed && tiles <= Vec::kFewTiles) plan.weights = WinogradWeights::registers;
   if (plan.weights == WinogradWeights::registers) plan.shape.panel_vectors = 1;
   if (plan.weights == WinogradWeights::pieces) {
