@@ -226,6 +226,7 @@ void reset_counters() {
   s.chains = 0;
   const std::lock_guard<std::mutex> lock(s.mutex);
   s.fallbacks.clear();
+  s.choices.clear();
 }
 
 // The batch size is left out of a problem class: the choice may depend on it, the class is what a layer is.

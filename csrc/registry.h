@@ -44,7 +44,7 @@ int64_t call_count(int32_t variant);
 void count_chain();
 int64_t chain_count();                             // calls of run_chain
 std::map<std::string, int64_t> fallback_counts();  // "conv2d: float16 on cpu" → calls
-void reset_counters();
+void reset_counters();                             // and forget the choices
 
 // Why a variant was chosen: the first of the list that takes the problem, a row of a table (choices.h), or by
 // prefer_variant.

@@ -13,6 +13,7 @@ from pyserve.data.cache import Pixels, array_path, cached
 from pyserve.data.images import read_square
 from pyserve.data.manifest import Item, Manifest
 from pyserve.data.parallel import map_in_order
+from pyserve.data.resampling import resize_with_torch
 from pyserve.errors import DataError, DataLossError
 
 _CHECKED_BEFORE = 2**62  # pixels: the limit was asked for when the dataset was made, of the same file
@@ -82,7 +83,9 @@ def load_part(
 
 def _decode(manifest: Manifest, item: Item, presize: int) -> Pixels:
     try:
-        read = read_square(Path(manifest.root, item.path), presize, max_pixels=_CHECKED_BEFORE)
+        read = read_square(
+            Path(manifest.root, item.path), presize, max_pixels=_CHECKED_BEFORE, resize=resize_with_torch
+        )
     except DataError as error:
         raise DataLossError(f"{manifest.name}: {item.path} {error.message}") from error
     except OSError as error:

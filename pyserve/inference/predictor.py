@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from pyserve.data.images import decode_square
+from pyserve.data.resampling import resize_with_torch
 from pyserve.data.transforms import evaluation_view, tta_views
 from pyserve.errors import InvalidArgumentError
 from pyserve.inference.bundle import Bundle
@@ -94,7 +95,8 @@ class Predictor:
         Raises:
             DataError: it is none, or has too many pixels.
         """
-        return decode_square(data, self._bundle.preprocessing.presize, max_pixels=self._max_image_pixels)
+        side = self._bundle.preprocessing.presize
+        return decode_square(data, side, max_pixels=self._max_image_pixels, resize=resize_with_torch)
 
     def check_tensor(self, array: npt.NDArray[Any], field: str = "tensor") -> npt.NDArray[Any]:
         """Prepared RGB pictures as `probabilities` takes them; a view where possible.

@@ -6,6 +6,7 @@ goes on with it, and whoever wants the same training again asks for just that.
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import time
@@ -21,6 +22,7 @@ from torch.nn import functional
 from pyserve import models
 from pyserve.data.cache import array_path
 from pyserve.data.images import read_square
+from pyserve.data.resampling import resize_with_torch
 from pyserve.data.transforms import presize_for
 from pyserve.spec import TrainSpec, architecture_defaults
 from pyserve.training.budget import MOST_PICTURES, Choice, Speed, Work, batch_size_for, choose
@@ -187,7 +189,8 @@ def _decode_s(items: tuple[Item, ...], root: Path, presize: int, clock: Clock) -
     some = items[:: max(len(items) // _SAMPLE, 1)]
     begun = clock()
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(lambda item: read_square(root / item.path, presize, max_pixels=2**62), some))
+        read = functools.partial(read_square, max_pixels=2**62, resize=resize_with_torch)
+        list(pool.map(lambda item: read(root / item.path, presize), some))
     return (clock() - begun) / len(some)
 
 

@@ -145,6 +145,7 @@ def test_plans_made_before_a_table_are_made_anew(tmp_path: Path) -> None:
 
 @needs_vectors
 def test_every_choice_is_told_with_why() -> None:
+    C.reset_counters()  # so many choices are remembered, and no more
     conv2d(torch.zeros(1, 19, 23, 29), torch.zeros(7, 19, 5, 3))
     (told,) = [choice for choice in info().choices if "C 19 K 7 kernel 5×3 on 23×29" in choice.problem]
     assert (told.variant, told.why) == (f"conv2d_direct_{vector_isa()}", "only candidate")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyserve.errors import InvalidArgumentError
 from pyserve.kernels import VariantInfo, fuse, info
+from pyserve.kernels._extension import C
 from pyserve.kernels.calls import Activation
 from pyserve.kernels.pooled import conv2d_pool
 from tests.kernels import reference
@@ -111,6 +112,7 @@ def test_what_is_refused(device: str) -> None:
 
 
 def test_the_choice_tells_of_the_pooling() -> None:
+    C.reset_counters()  # so many choices are remembered, and no more
     conv2d_pool(torch.randn(1, 3, 22, 26), torch.randn(7, 3, 7, 7), None, 2, 3, 1, 1, RESNETS)
     told = [choice for choice in info().choices if "K 7 kernel 7×7 on 22×26" in choice.problem]
     assert len(told) == 1

@@ -13,6 +13,7 @@ import torch
 from pyserve.data.catalog import Catalog
 from pyserve.data.images import decode_square
 from pyserve.data.manifest import Manifest, Part
+from pyserve.data.resampling import resize_with_torch
 from pyserve.errors import (
     DataError,
     DataLossError,
@@ -145,14 +146,16 @@ class Looker:
         if not picture.image:
             raise InvalidArgumentError.field("picture", "none", "an encoded image, or a path inside the dataset")
         try:
-            pixels = decode_square(picture.image, presize, max_pixels=self.max_image_pixels)
+            pixels = decode_square(
+                picture.image, presize, max_pixels=self.max_image_pixels, resize=resize_with_torch
+            )
         except DataError as error:
             raise unusable("picture.image", error) from error
         return Shown(torch.from_numpy(pixels)[None])
 
     def _decode(self, path: Path, presize: int, name: str) -> npt.NDArray[np.uint8]:
         try:
-            return decode_square(path, presize, max_pixels=self.max_image_pixels)
+            return decode_square(path, presize, max_pixels=self.max_image_pixels, resize=resize_with_torch)
         except (DataError, OSError) as error:
             raise DataLossError(f"{name} cannot be read any more: {_reason(error)}") from error
 
