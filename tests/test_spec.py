@@ -65,6 +65,22 @@ def test_range_test_wants_end_above_start() -> None:
         spec.parse(spec.FindLearningRateSpec, {"training": DATASET, "start_lr": 20.0}, "find_learning_rate")
 
 
+def test_the_rule_is_that_of_the_trainings_schedule_where_none_is_given() -> None:
+    def rule(schedule: str, **fields: Any) -> str:
+        training = {**DATASET, "schedule": schedule}
+        found = spec.parse(spec.FindLearningRateSpec, {"training": training, **fields}, "find_learning_rate")
+        return found.effective_rule
+
+    assert (rule("constant"), rule("one_cycle"), rule("sgdr")) == ("middle", "peak", "peak")
+    assert rule("constant", rule="valley") == "valley"
+    expected = (
+        r"^find_learning_rate\.rule: got 'knee', expected one of "
+        r"'middle', 'peak', 'valley', 'steep', 'slide' or 'minimum'$"
+    )
+    with pytest.raises(InvalidArgumentError, match=expected):
+        rule("constant", rule="knee")
+
+
 def test_nested_fields_carry_their_path() -> None:
     with pytest.raises(InvalidArgumentError, match=r"^find_learning_rate\.training\.epochs: got 0, expected ≥ 1$"):
         spec.parse(spec.FindLearningRateSpec, {"training": {**DATASET, "epochs": 0}}, "find_learning_rate")

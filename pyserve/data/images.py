@@ -101,9 +101,7 @@ def resize_with_pillow(square: Image.Image, side: int) -> Pixels:
     return np.asarray(square.resize((side, side), Image.Resampling.BILINEAR))
 
 
-def decode_square(
-    source: Source, side: int, *, max_pixels: int, resize: Resize = resize_with_pillow
-) -> Pixels:
+def decode_square(source: Source, side: int, *, max_pixels: int, resize: Resize = resize_with_pillow) -> Pixels:
     """An encoded picture as a network's square: `to_square` of `decode_image`, but for large JPEGs much faster.
 
     A JPEG at least four times as large as needed is decoded at 1/2, 1/4 or 1/8, twice the needed size or more,

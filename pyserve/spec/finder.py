@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -25,9 +25,9 @@ class FindLearningRateSpec(Spec):
     repeats: int = Field(
         default=1, ge=1, le=20, description="Runs with other seeds, for the spread of each suggestion."
     )
-    rule: Rule | Literal[""] = Field(
-        default="",
-        description="Rule whose suggestion is recommended; default: that for the training's schedule.",
+    rule: Rule | None = Field(
+        default=None,
+        description="Rule whose suggestion is recommended (default: that for the training's schedule).",
     )
 
     @property
