@@ -27,7 +27,7 @@ class FindLearningRateSpec(Spec):
     )
     rule: Rule | None = Field(
         default=None,
-        description="Rule whose suggestion is recommended (default: that for the training's schedule).",
+        description="Rule that is recommended (default: that for the training's schedule).",
     )
 
     @property
