@@ -32,7 +32,7 @@ def test_a_part_is_its_pictures(tmp_path: Path, manifest: Manifest) -> None:
     assert (part.images.dtype, tuple(part.images.shape)) == (torch.uint8, (8, 3, 10, 10))
     for image, item in zip(part.images, part.items, strict=True):
         expected = to_square(decode_image(Path(manifest.root, item.path), max_pixels=10**6), 10)
-        assert (image.numpy() == expected).all()
+        assert abs(image.numpy().astype(int) - expected).max() <= 1  # resampled by PyTorch here, by Pillow there
 
 
 def test_it_is_decoded_once(tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from pyserve.data.images import decode_square
+from pyserve.data.resampling import resize_with_torch
 from pyserve.data.transforms import tta_views
 from pyserve.errors import DataError, InvalidArgumentError
 from pyserve.inference.bundle import load_bundle
@@ -98,7 +99,7 @@ def test_pictures_are_decoded_as_training_decodes_them(predictor: Predictor) -> 
     Image.fromarray(pixels(1, 90, 110)[0]).save(buffer, "JPEG")
     row = predictor.decode(buffer.getvalue())
     assert row.shape == (3, 18, 18)
-    assert (row == decode_square(buffer.getvalue(), 18, max_pixels=10_000)).all()
+    assert (row == decode_square(buffer.getvalue(), 18, max_pixels=10_000, resize=resize_with_torch)).all()
 
 
 def test_a_square_of_three_is_read_as_channels_first(tmp_path: Path) -> None:
