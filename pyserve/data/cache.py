@@ -16,11 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from pyserve.data.images import Pixels
 from pyserve.data.staging import sync_folder
 
-Pixels = npt.NDArray[np.uint8]
 Shape = tuple[int, int, int, int]
 
 _FOLDER = "decoded"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from pyserve.data.cache import Pixels, array_path, cached
-from pyserve.data.images import read_square
+from pyserve.data.cache import array_path, cached
+from pyserve.data.images import Pixels, read_square
 from pyserve.data.manifest import Item, Manifest
 from pyserve.data.parallel import map_in_order
 from pyserve.data.resampling import resize_with_torch

@@ -71,9 +71,13 @@ def conv2d(
     if isinstance(padding, str):
         x, padding = _named_padding(x, weight, stride, padding, dilation)
     numbers = (stride, pair(padding), dilation, groups)
-    tf32 = x.is_cuda and x.dtype is torch.float32 and tf32_allowed()
-    result: Tensor = call(torch.ops.pyserve.conv2d, x, weight, bias, residual, *numbers, lo, hi, tf32)
+    result: Tensor = call(torch.ops.pyserve.conv2d, x, weight, bias, residual, *numbers, lo, hi, takes_tf32(x))
     return result
+
+
+def takes_tf32(x: Tensor) -> bool:
+    """Whether a convolution of x may compute in TF32: float32 on a GPU where PyTorch's setting allows it."""
+    return x.is_cuda and x.dtype is torch.float32 and tf32_allowed()
 
 
 def tf32_allowed() -> bool:

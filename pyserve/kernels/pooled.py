@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyserve.kernels.calls import Activation, Size2, bounds_of, call, output_format, pair, register
-from pyserve.kernels.ops import conv2d_fake, tf32_allowed
+from pyserve.kernels.ops import conv2d_fake, takes_tf32
 
 Window = tuple[int, int, int]  # of a square max pooling: size, stride, padding
 
@@ -32,9 +32,8 @@ def conv2d_pool(
         RuntimeError: a window that PyTorch's `max_pool2d` refuses.
     """
     lo, hi = bounds_of("conv2d", activation)
-    tf32 = x.is_cuda and x.dtype is torch.float32 and tf32_allowed()
     numbers = (pair(stride), pair(padding), pair(dilation), groups)
-    y: Tensor = call(torch.ops.pyserve.conv2d_pool, x, weight, bias, *numbers, list(window), lo, hi, tf32)
+    y: Tensor = call(torch.ops.pyserve.conv2d_pool, x, weight, bias, *numbers, list(window), lo, hi, takes_tf32(x))
     return y
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyserve.kernels._extension import CUDA_LOADED
 from pyserve.kernels.calls import Size2, call, pair, register
-from pyserve.kernels.ops import HALVES, conv2d_fake, tf32_allowed
+from pyserve.kernels.ops import HALVES, conv2d_fake, takes_tf32, tf32_allowed
 
 
 def gives_statistics(x: Tensor) -> bool:
@@ -35,9 +35,8 @@ def conv2d_statistics(
     They are for `batch_norm_relu(…, statistics=…)`, whose gradient knows of them; by themselves they have none. On
     tensor cores they are collected as the output is written. Only devices with kernels of ours have the operator.
     """
-    tf32 = x.is_cuda and x.dtype is torch.float32 and tf32_allowed()
     numbers = (pair(stride), pair(padding), pair(dilation), groups)
-    y, mean, var = call(torch.ops.pyserve.conv2d_statistics, x, weight, bias, *numbers, tf32)
+    y, mean, var = call(torch.ops.pyserve.conv2d_statistics, x, weight, bias, *numbers, takes_tf32(x))
     return y, (mean, var)
 
 

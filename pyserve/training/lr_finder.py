@@ -123,11 +123,11 @@ def find_learning_rate(
     except Stopped as stop:
         return LrFinderResult(STOPPED_STATUS[stop.kind], runs)
     suggestions = suggest_all(useful(runs, callbacks.on_warning))
-    chosen = recommend(suggestions, spec.effective_rule)
-    if chosen.rule != spec.effective_rule:
+    rule = spec.effective_rule
+    chosen = recommend(suggestions, rule)
+    if chosen.rule != rule:
         callbacks.on_warning(
-            "rule_without_answer",
-            f"{suggestions[spec.effective_rule].problem}; taking that of {chosen.rule} instead",
+            "rule_without_answer", f"{suggestions[rule].problem}; taking that of {chosen.rule} instead"
         )
     diverged = any(curve.diverged for curve in runs)
     return LrFinderResult("done", runs, suggestions, chosen.learning_rate, chosen.rule, diverged)

@@ -51,6 +51,7 @@ def test_it_becomes_a_spec_that_says_everything(manifest: Manifest, tmp_path: Pa
     # every step takes a tick: 40 ms for 8 pictures, so an epoch of 36 + 18 pictures takes 0.27 s, and the 60 that
     # help at most fit; a range test of 100 steps takes 4 s, less than a tenth of what is left
     assert (spec.batch_size, spec.image_size, spec.augment, spec.epochs) == (8, 32, "crop", 60)
+    assert spec.schedule == "one_cycle"
     assert epochs_s == pytest.approx(60 * (36 + 18) * 0.04 / 8)
     assert spec.lr_from == "self"
     text = "\n".join(listener.lines)
@@ -75,17 +76,6 @@ def test_the_plan_is_kept_for_a_worker_that_comes_after(manifest: Manifest, tmp_
     assert (tmp_path / PLAN_FILE).exists()
     assert again(resume=True, tick_s=0.001) == first
     assert again(resume=False, tick_s=0.001) != first
-
-
-@pytest.mark.parametrize(
-    ("architecture", "schedule"), [("smallnet", "one_cycle"), ("whitenednet", "slanted_triangular")]
-)
-def test_the_schedule_is_the_architectures_own(
-    manifest: Manifest, tmp_path: Path, architecture: str, schedule: str
-) -> None:
-    wanted, dirs = asked(architecture=architecture, image_size=16), TrainDirs(tmp_path, tmp_path)
-    spec, _ = decide(wanted, manifest, dirs, Recorder(), elapsed_s=0.0, resume=False)
-    assert spec.schedule == schedule
 
 
 def test_what_was_asked_stays(manifest: Manifest, tmp_path: Path) -> None:

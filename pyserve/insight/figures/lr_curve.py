@@ -19,6 +19,7 @@ from pyserve.insight.figures.style import (
     INK,
     ORANGE,
     PURPLE,
+    SKY,
     VERMILION,
     figure,
     logarithmic,
@@ -26,8 +27,8 @@ from pyserve.insight.figures.style import (
     number,
 )
 
-_COLOURS = (VERMILION, GREEN, PURPLE, ORANGE)
-_MARKERS = ("o", "s", "D", "^")  # a second sign beside the colour
+_COLOURS = (VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)
+_MARKERS = ("o", "s", "D", "^", "v", "P")  # a second sign beside the colour
 _LABEL_GAP = 0.015  # between two labels, as a fraction of the axes' width
 _ROW_HEIGHT = 0.055  # of the labels above the axes, as a fraction of its height
 

@@ -31,7 +31,7 @@ P = ParamSpec("P")
 WIDTH_IN = 9.4  # at 150 dots per inch: 1410 pixels
 DPI = 150
 # Okabe & Ito's palette, distinguishable with every common colour blindness
-BLUE, ORANGE, GREEN, PURPLE, VERMILION = "#0072B2", "#E69F00", "#009E73", "#AA4499", "#D55E00"
+BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY = "#0072B2", "#E69F00", "#009E73", "#AA4499", "#D55E00", "#56B4E9"
 INK, MUTED, FAINT = "#1c1c1c", "#6a6a6a", "#d9d9d9"
 UNKNOWN = "\N{WHITE SQUARE}"
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")

@@ -146,16 +146,17 @@ class Looker:
         if not picture.image:
             raise InvalidArgumentError.field("picture", "none", "an encoded image, or a path inside the dataset")
         try:
-            pixels = decode_square(
-                picture.image, presize, max_pixels=self.max_image_pixels, resize=resize_with_torch
-            )
+            pixels = self._square(picture.image, presize)
         except DataError as error:
             raise unusable("picture.image", error) from error
         return Shown(torch.from_numpy(pixels)[None])
 
+    def _square(self, source: bytes | Path, presize: int) -> npt.NDArray[np.uint8]:
+        return decode_square(source, presize, max_pixels=self.max_image_pixels, resize=resize_with_torch)
+
     def _decode(self, path: Path, presize: int, name: str) -> npt.NDArray[np.uint8]:
         try:
-            return decode_square(path, presize, max_pixels=self.max_image_pixels, resize=resize_with_torch)
+            return self._square(path, presize)
         except (DataError, OSError) as error:
             raise DataLossError(f"{name} cannot be read any more: {_reason(error)}") from error
 
