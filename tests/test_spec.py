@@ -81,6 +81,16 @@ def test_the_rule_is_that_of_the_trainings_schedule_where_none_is_given() -> Non
         rule("constant", rule="knee")
 
 
+def test_a_peak_is_not_a_rate_to_hold() -> None:
+    held = spec.TrainSpec(**DATASET, schedule="constant")
+    peak = spec.FindLearningRateSpec(training=spec.TrainSpec(**DATASET))
+    digests = ("a" * 64, "a" * 64)
+    assert spec.comparable(held, peak, digests) == ["rule for the schedule: middle here, peak there"]
+    chosen = spec.FindLearningRateSpec(training=spec.TrainSpec(**DATASET), rule="peak")
+    assert spec.comparable(held, chosen, digests) == []
+    assert spec.comparable(held.model_copy(update={"schedule": "sgdr"}), peak, digests) == []
+
+
 def test_nested_fields_carry_their_path() -> None:
     with pytest.raises(InvalidArgumentError, match=r"^find_learning_rate\.training\.epochs: got 0, expected ≥ 1$"):
         spec.parse(spec.FindLearningRateSpec, {"training": {**DATASET, "epochs": 0}}, "find_learning_rate")

@@ -30,7 +30,7 @@ CancelOnInterrupt = Annotated[
     bool, typer.Option("--cancel-on-interrupt", help="Ctrl-C cancels the job instead of leaving it running.")
 ]
 _ANY_DATASET = "datasets/any"
-_PLAYS_NO_PART = ("epochs", "schedule", "learning_rate", "lr_from", "lr_from_policy", "cycle_epochs", "cycle_mult")
+_PLAYS_NO_PART = ("epochs", "learning_rate", "lr_from", "lr_from_policy", "cycle_epochs", "cycle_mult")
 
 
 def add_to(parent: typer.Typer) -> None:

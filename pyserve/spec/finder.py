@@ -79,4 +79,6 @@ def comparable(train: TrainSpec, finder: FindLearningRateSpec, digests: tuple[st
         "frozen BatchNorm": (train.effective_freeze_batch_norm, sought.effective_freeze_batch_norm),
         "optimizer": (train.optimizer, sought.optimizer),
     }
+    if finder.rule is None:  # it was the schedule that chose whether the rate is one to hold or a peak
+        facts["rule for the schedule"] = (default_rule(train.schedule), finder.effective_rule)
     return [f"{what}: {ours} here, {theirs} there" for what, (ours, theirs) in facts.items() if ours != theirs]
