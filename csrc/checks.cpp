@@ -2,6 +2,8 @@
 
 #include <sstream>
 
+#include "pixels.h"
+
 namespace pyserve {
 namespace {
 
@@ -152,6 +154,19 @@ void check_bias_relu_backward(const TensorInfo& grad, const std::optional<Tensor
   if (!y) return;
   check_like(op, "y", *y, grad);
   check_sizes(op, "y", *y, grad.sizes, ": the sizes of grad");
+}
+
+void check_normalize_pixels(const TensorInfo& pixels, const TensorInfo& table) {
+  const char* op = "normalize_pixels";
+  require(pixels.sizes.size() == 4 && pixels.sizes[1] == kPixelChannels, op, ": pixels is ", list(pixels.sizes),
+          ", expected [N, ", kPixelChannels, ", H, W]");
+  require(pixels.dtype == "uint8", op, ": pixels is ", pixels.dtype, ", expected uint8");
+  require(pixels.device == "cpu" || pixels.device == "meta", op, ": pixels is on ", pixels.device, ", expected cpu");
+  require(table.dtype == "float32" || table.dtype == "bfloat16", op, ": table is ", table.dtype,
+          ", expected float32 or bfloat16");
+  require(table.device == pixels.device, op, ": table is on ", table.device, ", expected ", pixels.device,
+          " like pixels");
+  check_sizes(op, "table", table, {kPixelChannels, kPixelValues}, ": one value per channel and pixel value");
 }
 
 void check_batch_norm_relu(const BatchNormInfo& info) {

@@ -58,4 +58,6 @@ void check_bias_relu(const TensorInfo& x, const std::optional<TensorInfo>& bias,
                      const std::optional<TensorInfo>& residual, double lo, double hi);
 void check_bias_relu_backward(const TensorInfo& grad, const std::optional<TensorInfo>& y, double lo, double hi);
 
+void check_normalize_pixels(const TensorInfo& pixels, const TensorInfo& table);
+
 }  // namespace pyserve

@@ -114,6 +114,10 @@ void bias_relu_check(const py::object& x, const py::object& bias, const py::obje
   check_bias_relu(tensor_info(x), optional_info(bias), optional_info(residual), lo, hi);
 }
 
+void normalize_pixels_check(const py::object& pixels, const py::object& table) {
+  check_normalize_pixels(tensor_info(pixels), tensor_info(table));
+}
+
 void batch_norm_relu_check(const py::object& x, const py::object& weight, const py::object& bias,
                            const py::object& residual, const py::object& mean, const py::object& var, double eps,
                            double lo, double hi) {
@@ -180,4 +184,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("count_fallback", &count_fallback, py::arg("op"), py::arg("reason"), "Counts what was left to ATen.");
   m.def("check_batch_norm_relu", &batch_norm_relu_check, "Raises InvalidArgument with the sentence.");
   m.def("check_bias_relu", &bias_relu_check, "Raises InvalidArgument with the sentence.");
+  m.def("check_normalize_pixels", &normalize_pixels_check, "Raises InvalidArgument with the sentence.");
 }

@@ -38,6 +38,8 @@ STABLE_TORCH_LIBRARY(pyserve, m) {
   m.def(
       "conv2d_pack(Tensor weight, int variant, int[4] x, int[2] stride, int[2] padding, int[2] dilation, int groups) "
       "-> Tensor");
+  // uint8 pictures [N, 3, H, W] through table [3, 256], into channels-last memory; on the CPU alone.
+  m.def("normalize_pixels(Tensor pixels, Tensor table) -> Tensor");
   // Layers in one call: see csrc/chain.h.
   m.def("run_chain(Tensor[] inputs, Tensor[] constants, Tensor program) -> Tensor[]");
 }

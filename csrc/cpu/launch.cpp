@@ -1,6 +1,7 @@
 // The CPU implementations of the operators, and ATen for devices that have none.
 #include "../chain.h"
 #include "../launch_batch_norm.h"
+#include "../pixels.h"
 #include "../workspace.h"
 
 namespace pyserve {
@@ -71,6 +72,22 @@ Tensor conv2d_pack(const Tensor& weight, int64_t variant, Ints x, Ints stride, I
   return packed;
 }
 
+// For every device, so that others than the CPU get the sentence.
+Tensor launch_normalize_pixels(const Tensor& pixels, const Tensor& table) {
+  check_normalize_pixels(tensor_info(pixels), tensor_info(table));
+  const auto sizes = pixels.sizes(), strides = pixels.strides();
+  Tensor y = empty_like_in(table, {sizes.begin(), sizes.end()}, MemoryFormat::ChannelsLast);
+  if (y.numel() == 0) return y;
+  const PixelsProblem p{sizes[0],   sizes[2],   sizes[3],   strides[0],
+                        strides[1], strides[2], strides[3], *kernel_dtype(dtype_name(table.scalar_type()))};
+  const Tensor dense = torch::stable::contiguous(table);
+  Workspace workspace;
+  normalize_pixels(p,
+                   {static_cast<const uint8_t*>(pixels.const_data_ptr()), dense.const_data_ptr(), y.mutable_data_ptr()},
+                   pool_with(workspace));
+  return y;
+}
+
 // A value of the chain as a tensor: [N, C, H, W] in channels-last memory, or [N, C].
 Tensor empty_value(const ChainValue& v, ScalarType type) {
   if (v.dims == 2) return torch::stable::empty(Ints{v.N, v.C}, type);
@@ -118,4 +135,7 @@ STABLE_TORCH_LIBRARY_IMPL(pyserve, CPU, m) {
   m.impl("conv2d_pack", TORCH_BOX(&pyserve::conv2d_pack));
   m.impl("run_chain", TORCH_BOX(&pyserve::run_chain));
 }
-STABLE_TORCH_LIBRARY_IMPL(pyserve, CompositeExplicitAutograd, m) { pyserve::register_all<pyserve::Elsewhere>(m); }
+STABLE_TORCH_LIBRARY_IMPL(pyserve, CompositeExplicitAutograd, m) {
+  pyserve::register_all<pyserve::Elsewhere>(m);
+  m.impl("normalize_pixels", TORCH_BOX(&pyserve::launch_normalize_pixels));
+}

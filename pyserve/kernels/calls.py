@@ -23,6 +23,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "relu": (0.0, math.inf),
     "relu6": (0.0, 6.0),
 }
+# How the sentences of csrc/checks.cpp begin.
+_REFUSALS = ("conv2d: ", "bias_relu: ", "batch_norm_relu: ", "normalize_pixels: ")
 
 
 def activated(x: Tensor, activation: Activation) -> Tensor:
@@ -86,7 +88,7 @@ def call(op: Any, *args: Any) -> Any:
     try:
         y = op(*args)
     except (RuntimeError, C.InvalidArgument) as error:  # the latter from torch 2.14 on
-        if str(error).startswith(("conv2d: ", "bias_relu: ", "batch_norm_relu: ")):
+        if str(error).startswith(_REFUSALS):
             raise InvalidArgumentError(str(error)) from None
         raise
     if logger.isEnabledFor(logging.DEBUG):

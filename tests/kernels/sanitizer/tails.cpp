@@ -22,6 +22,7 @@
 #include <string>
 #include <vector>
 
+#include "../../../csrc/pixels.h"
 #include "../../../csrc/registry.h"
 
 namespace pyserve {
@@ -150,11 +151,13 @@ void run(const VariantInfo& variant, const ProblemOf<op>& problem, const ArgsOf<
   ++runs;
 }
 
-void check(const VariantInfo& variant, const std::string& what, const Values& y) {
+void check(const char* name, const std::string& what, const Values& y) {
   if (y.written()) return;
-  std::printf("%s leaves outputs unwritten: %s\n", variant.name, what.c_str());
+  std::printf("%s leaves outputs unwritten: %s\n", name, what.c_str());
   failed = true;
 }
+
+void check(const VariantInfo& variant, const std::string& what, const Values& y) { check(variant.name, what, y); }
 
 void conv2d(const VariantInfo& variant, const Conv2dProblem& p, const std::string& text) {
   const Values x(p.N * p.H * p.W * p.C - missing, p.dtype), weight(p.K * p.group_c() * p.R * p.S, p.dtype),
@@ -269,6 +272,26 @@ void everything_else() {
   }
 }
 
+// Crops in the corner beside the page, [N][3][H][W] and [N][H][W][3]; the largest for both threads.
+void pixels() {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const bool last : {false, true}) {
+      for (const int64_t size : {1, 2, 7, 200}) {
+        const int64_t N = 3, side = size + 2, area = side * side, offset = guard_end ? 2 : 0;
+        const std::string text = "crops of " + std::to_string(size);
+        under_way = "normalize_pixels of " + text;
+        const PixelsProblem p{N, size, size, 3 * area, last ? 1 : area, last ? 3 * side : side, last ? 3 : 1, dtype};
+        const Guarded pictures(N * 3 * area);
+        const char* first = pictures.data() + offset * (p.stride_h + p.stride_w);
+        const Values table(3 * 256, dtype), y(N * 3 * size * size, dtype, false);
+        normalize_pixels(p, {reinterpret_cast<const uint8_t*>(first), table.data(), y.data()}, kPool);
+        check("normalize_pixels", text, y);
+        ++runs;
+      }
+    }
+  }
+}
+
 int main_program() {
   std::vector<std::string> lines;
   for (std::string line; std::getline(std::cin, line);) lines.push_back(line);
@@ -286,6 +309,7 @@ int main_program() {
       every_convolution(p, line);
     }
     everything_else();
+    pixels();
   }
   std::printf("%ld calls on guarded memory%s\n", static_cast<long>(runs), failed ? ", with failures" : ", all clean");
   return failed || runs == 0;
