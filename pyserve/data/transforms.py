@@ -113,6 +113,19 @@ def shrunk(images: torch.Tensor, side: int) -> torch.Tensor:
     return smaller
 
 
+def central(batch: torch.Tensor, image_size: int) -> torch.Tensor:
+    """The central squares [N, 3, image_size, image_size] of pictures: a view.
+
+    Raises:
+        InvalidArgumentError: the pictures are smaller than that.
+    """
+    if batch.shape[-1] < image_size or batch.shape[-2] < image_size:
+        wanted = f"pictures of at least {image_size} × {image_size}"
+        raise InvalidArgumentError.field("images", list(batch.shape), wanted)
+    square: torch.Tensor = _v2().center_crop(batch, [image_size, image_size])
+    return square
+
+
 def evaluation_view(batch: torch.Tensor, image_size: int) -> torch.Tensor:
     """The central square as it is measured and served.
 
@@ -126,7 +139,7 @@ def evaluation_view(batch: torch.Tensor, image_size: int) -> torch.Tensor:
     Raises:
         InvalidArgumentError: the pictures are smaller than that.
     """
-    return _to_float(_central(batch, image_size))
+    return _to_float(central(batch, image_size))
 
 
 def tta_views(batch: torch.Tensor, image_size: int) -> list[torch.Tensor]:
@@ -142,7 +155,7 @@ def tta_views(batch: torch.Tensor, image_size: int) -> list[torch.Tensor]:
         Five times what `evaluation_view` returns.
     """
     views = [evaluation_view(batch, image_size)]
-    frame = _to_float(_central(batch, min(batch.shape[-1], round(image_size * _MARGIN))))
+    frame = _to_float(central(batch, min(batch.shape[-1], round(image_size * _MARGIN))))
     if frame.shape[-1] - image_size < 2:
         padding = max(round(image_size * _TTA_SHIFT), 1)
         frame = functional.pad(frame, (padding,) * 4, mode="reflect")
@@ -162,8 +175,8 @@ def _none(images: torch.Tensor, size: int, draw: _Draw) -> torch.Tensor:
 def _flip(images: torch.Tensor, size: int, draw: _Draw) -> torch.Tensor:
     """Half of the pictures mirrored."""
     mirrored = _moved(draw.flips(len(images)), images.device)
-    central = _central(images, size)
-    return _to_float(torch.where(mirrored[:, None, None, None], _v2().horizontal_flip(central), central))
+    square = central(images, size)
+    return _to_float(torch.where(mirrored[:, None, None, None], _v2().horizontal_flip(square), square))
 
 
 @_augmentation("crop")
@@ -174,11 +187,11 @@ def _crop(images: torch.Tensor, size: int, draw: _Draw) -> torch.Tensor:
     mirrored = draw.flips(len(images))
     position = torch.arange(size)
     columns = torch.where(mirrored[:, None], position.flip(0), position) + shift[:, :1]
-    central = _central(images, size)
+    square = central(images, size)
     rows = _moved(_reflected(position + shift[:, 1:], size), images.device)
     columns = _moved(_reflected(columns, size), images.device)
-    shape = central.shape
-    taken = central.gather(2, rows[:, None, :, None].expand(shape))
+    shape = square.shape
+    taken = square.gather(2, rows[:, None, :, None].expand(shape))
     return _to_float(taken.gather(3, columns[:, None, None, :].expand(shape)))
 
 
@@ -236,13 +249,6 @@ def _coloured(view: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     grey = _v2().rgb_to_grayscale(view).mean((1, 2, 3), keepdim=True)
     view = grey.lerp(view, contrast).clamp_(0, 1)
     return torch.lerp(_v2().rgb_to_grayscale(view), view, saturation).clamp_(0, 1)
-
-
-def _central(images: torch.Tensor, size: int) -> torch.Tensor:
-    if images.shape[-1] < size or images.shape[-2] < size:
-        raise InvalidArgumentError.field("images", list(images.shape), f"pictures of at least {size} × {size}")
-    central: torch.Tensor = _v2().center_crop(images, [size, size])
-    return central
 
 
 def _to_float(images: torch.Tensor) -> torch.Tensor:

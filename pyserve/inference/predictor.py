@@ -15,7 +15,7 @@ import torch
 
 from pyserve.data.images import decode_square
 from pyserve.data.resampling import resize_with_torch
-from pyserve.data.transforms import evaluation_view, tta_views
+from pyserve.data.transforms import tta_views
 from pyserve.errors import InvalidArgumentError
 from pyserve.inference.bundle import Bundle
 from pyserve.inference.cuda_graphs import CudaGraphs, bucket_sizes
@@ -150,7 +150,7 @@ class Predictor:
             answer: Probabilities = self._forward(batch).cpu().numpy()
             return answer
         views = tta_views(batch, preprocessing.image_size)
-        mean = torch.stack([self._softmax(view) for view in views]).mean(dim=0)
+        mean = torch.stack([self._softmax(self._bundle.normalize(view)) for view in views]).mean(dim=0)
         return mean.cpu().numpy()
 
     def warm_up(self, largest: int) -> None:
@@ -196,7 +196,7 @@ class Predictor:
 
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
         """Of pictures on the device."""
-        return self._softmax(evaluation_view(batch, self._bundle.preprocessing.image_size))
+        return self._softmax(self._bundle.prepare(batch))
 
-    def _softmax(self, view: torch.Tensor) -> torch.Tensor:
-        return self._bundle.probabilities(self._bundle.model(self._bundle.normalize(view)))
+    def _softmax(self, prepared: torch.Tensor) -> torch.Tensor:
+        return self._bundle.probabilities(self._bundle.model(prepared))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 
 from pyserve.data.transforms import evaluation_view, normalize
 from pyserve.errors import DataLossError, FailedPreconditionError, InvalidArgumentError
-from pyserve.inference.bundle import load_bundle, save_bundle
+from pyserve.inference.bundle import Bundle, load_bundle, save_bundle
 from pyserve.inference.description import DESCRIPTION_FILE, GOLDEN_FILE, WEIGHTS_FILE, Preprocessing
 from pyserve.models import create_model
 
@@ -197,6 +198,43 @@ def test_the_input_is_normalised_as_in_training(tmp_path: Path) -> None:
     assert torch.equal(got, expected)
     assert got.is_contiguous(memory_format=torch.channels_last)
     assert load_bundle(tmp_path, dtype=torch.bfloat16).normalize(view).dtype == torch.bfloat16
+
+
+def seeing(folder: Path, dtype: torch.dtype, image_size: int) -> Bundle:
+    """A bundle whose pictures have ImageNet's statistics; its network does not matter."""
+    saved(folder)
+    statistics = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    changed = PREPROCESSING.model_copy(update=statistics | {"image_size": image_size, "presize": 256})
+    return dataclasses.replace(load_bundle(folder, dtype=dtype), preprocessing=changed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("size", "side"), [(224, 256), (224, 224), (1, 4), (17, 20), (33, 64)])
+def test_pictures_in_one_pass_are_those_of_training_to_the_bit(
+    tmp_path: Path, dtype: torch.dtype, size: int, side: int
+) -> None:
+    bundle = seeing(tmp_path, dtype, size)
+    for count in (0, 1, 3):
+        batch = golden(count, side)
+        view = evaluation_view(batch, size)
+        trained = normalize(view, bundle.preprocessing.mean, bundle.preprocessing.std)
+        for laid_out in (batch, batch.contiguous(memory_format=torch.channels_last)):
+            got = bundle.prepare(laid_out)
+            assert torch.equal(got, bundle.normalize(view))
+            assert torch.equal(got, trained.to(dtype))
+            assert got.dtype is dtype
+            assert got.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(bundle.prepare(batch.float() / 255), got)
+
+
+def test_pictures_that_cannot_be_prepared_are_named(tmp_path: Path) -> None:
+    bundle = seeing(tmp_path, torch.float32, 16)
+    with pytest.raises(
+        InvalidArgumentError, match=r"images: got \[4, 3, 15, 15\], expected pictures of at least 16"
+    ):
+        bundle.prepare(golden(4, 15))
+    with pytest.raises(InvalidArgumentError, match=r"pixels is \[4, 1, 16, 16\], expected \[N, 3, H, W\]"):
+        bundle.prepare(golden(4, 18)[:, :1])
 
 
 @pytest.mark.parametrize("architecture", ["smallnet", "resnet20", "mobilenet_v2"])
