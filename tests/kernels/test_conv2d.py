@@ -115,10 +115,13 @@ def test_gradients_without_a_residual(device: str, activation: str, dtype: torch
     y = reference.clamp(4 * t.residual, activation)
     bounds = reference.BOUNDS[activation]
     expected = reference.expected_backward(t, y, activation)
+    in_pairs = device == "cpu" and dtype is torch.bfloat16 and case.R == 3  # Winograd's, where the CPU has them
     for wanted in ([True, True, True], [True, True, False], [False, True, True], [True, False, True]):
         got = backward(t, y, bounds, [*wanted, False])
         for one, want, asked in zip(got, expected, wanted, strict=False):
-            if asked:
+            if asked and in_pairs:
+                want.check_pairs_norm(one)
+            elif asked:
                 want.check(one)
 
 
