@@ -89,6 +89,16 @@ PYSERVE_INLINE bool covers_shallow(const Conv2dProblem& p) {
 PYSERVE_INLINE bool covers_winograd_dgrad(const Conv2dProblem& p) {
   return covers_winograd(p) && p.K >= kLeastWinogradChannels;
 }
+PYSERVE_INLINE bool covers_winograd_dgrad_pairs(const Conv2dProblem& p) {
+  return covers_winograd_dgrad(p) && p.dtype == DType::bf16 && p.K % 2 == 0 && worth_transforming(p);
+}
+// Sums over pairs of tiles.
+PYSERVE_INLINE bool covers_winograd_wgrad_pairs(const Conv2dProblem& p) {
+  return covers_winograd(p) && p.dtype == DType::bf16;
+}
+PYSERVE_INLINE bool covers_polyphase_wgrad_pairs(const Conv2dProblem& p) {
+  return covers_polyphase(p) && p.dtype == DType::bf16;
+}
 
 // What a CUDA kernel takes: every element type, and coordinates along one axis, padding included, are 32-bit there.
 PYSERVE_INLINE bool covers_axes(const Conv2dProblem& p) {
@@ -137,56 +147,59 @@ PYSERVE_INLINE bool covers_pooled_mma(const Conv2dProblem& p) {
   ROW(average_pool2d, direct, scalar, covers_any)         \
   ROW(linear, rows, scalar, covers_any)
 
-#define PYSERVE_X86_VARIANTS(ROW)                              \
-  ROW(conv2d, depthwise, avx512, covers_depthwise)             \
-  ROW(conv2d, pointwise, avx512_bf16, covers_pointwise_pairs)  \
-  ROW(conv2d, winograd, avx512_bf16, covers_winograd_pairs)    \
-  ROW(conv2d, polyphase, avx512_bf16, covers_polyphase_pairs)  \
-  ROW(conv2d, direct, avx512_bf16, covers_pairs)               \
-  ROW(conv2d, winograd, avx512, covers_winograd)               \
-  ROW(conv2d, polyphase, avx512, covers_polyphase)             \
-  ROW(conv2d, stem, avx512, covers_stem)                       \
-  ROW(conv2d, shallow, avx512, covers_shallow)                 \
-  ROW(conv2d, pointwise, avx512, covers_pointwise)             \
-  ROW(conv2d, direct, avx512, covers_floats)                   \
-  ROW(conv2d_dgrad, depthwise, avx512, covers_depthwise)       \
-  ROW(conv2d_dgrad, winograd, avx512, covers_winograd_dgrad)   \
-  ROW(conv2d_dgrad, pointwise, avx512, covers_pointwise_dgrad) \
-  ROW(conv2d_dgrad, direct, avx512, covers_floats)             \
-  ROW(conv2d_wgrad, depthwise, avx512, covers_depthwise)       \
-  ROW(conv2d_wgrad, winograd, avx512, covers_winograd)         \
-  ROW(conv2d_wgrad, polyphase, avx512, covers_polyphase)       \
-  ROW(conv2d_wgrad, shallow, avx512, covers_shallow)           \
-  ROW(conv2d_wgrad, direct, avx512, covers_floats)             \
-  ROW(bias_relu, pointwise, avx512, covers_floats)             \
-  ROW(bias_relu_backward, pointwise, avx512, covers_floats)    \
-  ROW(batch_norm_relu, rows, avx512, covers_floats)            \
-  ROW(batch_norm_relu_backward, rows, avx512, covers_floats)   \
-  ROW(max_pool2d, direct, avx512, covers_floats)               \
-  ROW(average_pool2d, direct, avx512, covers_floats)           \
-  ROW(linear, rows, avx512, covers_floats)                     \
-  ROW(conv2d, depthwise, avx2, covers_depthwise)               \
-  ROW(conv2d, winograd, avx2, covers_winograd)                 \
-  ROW(conv2d, polyphase, avx2, covers_polyphase)               \
-  ROW(conv2d, stem, avx2, covers_stem)                         \
-  ROW(conv2d, shallow, avx2, covers_shallow)                   \
-  ROW(conv2d, pointwise, avx2, covers_pointwise)               \
-  ROW(conv2d, direct, avx2, covers_floats)                     \
-  ROW(conv2d_dgrad, depthwise, avx2, covers_depthwise)         \
-  ROW(conv2d_dgrad, winograd, avx2, covers_winograd_dgrad)     \
-  ROW(conv2d_dgrad, pointwise, avx2, covers_pointwise_dgrad)   \
-  ROW(conv2d_dgrad, direct, avx2, covers_floats)               \
-  ROW(conv2d_wgrad, depthwise, avx2, covers_depthwise)         \
-  ROW(conv2d_wgrad, winograd, avx2, covers_winograd)           \
-  ROW(conv2d_wgrad, polyphase, avx2, covers_polyphase)         \
-  ROW(conv2d_wgrad, shallow, avx2, covers_shallow)             \
-  ROW(conv2d_wgrad, direct, avx2, covers_floats)               \
-  ROW(bias_relu, pointwise, avx2, covers_floats)               \
-  ROW(bias_relu_backward, pointwise, avx2, covers_floats)      \
-  ROW(batch_norm_relu, rows, avx2, covers_floats)              \
-  ROW(batch_norm_relu_backward, rows, avx2, covers_floats)     \
-  ROW(max_pool2d, direct, avx2, covers_floats)                 \
-  ROW(average_pool2d, direct, avx2, covers_floats)             \
+#define PYSERVE_X86_VARIANTS(ROW)                                         \
+  ROW(conv2d, depthwise, avx512, covers_depthwise)                        \
+  ROW(conv2d, pointwise, avx512_bf16, covers_pointwise_pairs)             \
+  ROW(conv2d, winograd, avx512_bf16, covers_winograd_pairs)               \
+  ROW(conv2d, polyphase, avx512_bf16, covers_polyphase_pairs)             \
+  ROW(conv2d, direct, avx512_bf16, covers_pairs)                          \
+  ROW(conv2d, winograd, avx512, covers_winograd)                          \
+  ROW(conv2d, polyphase, avx512, covers_polyphase)                        \
+  ROW(conv2d, stem, avx512, covers_stem)                                  \
+  ROW(conv2d, shallow, avx512, covers_shallow)                            \
+  ROW(conv2d, pointwise, avx512, covers_pointwise)                        \
+  ROW(conv2d, direct, avx512, covers_floats)                              \
+  ROW(conv2d_dgrad, depthwise, avx512, covers_depthwise)                  \
+  ROW(conv2d_dgrad, winograd, avx512_bf16, covers_winograd_dgrad_pairs)   \
+  ROW(conv2d_dgrad, winograd, avx512, covers_winograd_dgrad)              \
+  ROW(conv2d_dgrad, pointwise, avx512, covers_pointwise_dgrad)            \
+  ROW(conv2d_dgrad, direct, avx512, covers_floats)                        \
+  ROW(conv2d_wgrad, depthwise, avx512, covers_depthwise)                  \
+  ROW(conv2d_wgrad, winograd, avx512_bf16, covers_winograd_wgrad_pairs)   \
+  ROW(conv2d_wgrad, polyphase, avx512_bf16, covers_polyphase_wgrad_pairs) \
+  ROW(conv2d_wgrad, winograd, avx512, covers_winograd)                    \
+  ROW(conv2d_wgrad, polyphase, avx512, covers_polyphase)                  \
+  ROW(conv2d_wgrad, shallow, avx512, covers_shallow)                      \
+  ROW(conv2d_wgrad, direct, avx512, covers_floats)                        \
+  ROW(bias_relu, pointwise, avx512, covers_floats)                        \
+  ROW(bias_relu_backward, pointwise, avx512, covers_floats)               \
+  ROW(batch_norm_relu, rows, avx512, covers_floats)                       \
+  ROW(batch_norm_relu_backward, rows, avx512, covers_floats)              \
+  ROW(max_pool2d, direct, avx512, covers_floats)                          \
+  ROW(average_pool2d, direct, avx512, covers_floats)                      \
+  ROW(linear, rows, avx512, covers_floats)                                \
+  ROW(conv2d, depthwise, avx2, covers_depthwise)                          \
+  ROW(conv2d, winograd, avx2, covers_winograd)                            \
+  ROW(conv2d, polyphase, avx2, covers_polyphase)                          \
+  ROW(conv2d, stem, avx2, covers_stem)                                    \
+  ROW(conv2d, shallow, avx2, covers_shallow)                              \
+  ROW(conv2d, pointwise, avx2, covers_pointwise)                          \
+  ROW(conv2d, direct, avx2, covers_floats)                                \
+  ROW(conv2d_dgrad, depthwise, avx2, covers_depthwise)                    \
+  ROW(conv2d_dgrad, winograd, avx2, covers_winograd_dgrad)                \
+  ROW(conv2d_dgrad, pointwise, avx2, covers_pointwise_dgrad)              \
+  ROW(conv2d_dgrad, direct, avx2, covers_floats)                          \
+  ROW(conv2d_wgrad, depthwise, avx2, covers_depthwise)                    \
+  ROW(conv2d_wgrad, winograd, avx2, covers_winograd)                      \
+  ROW(conv2d_wgrad, polyphase, avx2, covers_polyphase)                    \
+  ROW(conv2d_wgrad, shallow, avx2, covers_shallow)                        \
+  ROW(conv2d_wgrad, direct, avx2, covers_floats)                          \
+  ROW(bias_relu, pointwise, avx2, covers_floats)                          \
+  ROW(bias_relu_backward, pointwise, avx2, covers_floats)                 \
+  ROW(batch_norm_relu, rows, avx2, covers_floats)                         \
+  ROW(batch_norm_relu_backward, rows, avx2, covers_floats)                \
+  ROW(max_pool2d, direct, avx2, covers_floats)                            \
+  ROW(average_pool2d, direct, avx2, covers_floats)                        \
   ROW(linear, rows, avx2, covers_floats)
 
 #if defined(__x86_64__)

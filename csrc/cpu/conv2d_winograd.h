@@ -108,6 +108,7 @@ class WinogradRun {
   Scratch of_worker(const Scratch& all, int64_t worker, int64_t v_block) const {
     return {all.v + v_block * kSpectrum * v_step_, all.m + worker * kSpectrum * m_step_};
   }
+  static int64_t group_step(const WinogradBlock& tiles) { return tiles.count * Vec::kWidth; }
   WinogradBlock block(int64_t i) const {
     const int64_t tiles = s_.map.tiles(), first = tiles * i / plan_.blocks;
     return WinogradBlock(s_.map, first, tiles * (i + 1) / plan_.blocks - first);
@@ -120,7 +121,7 @@ class WinogradRun {
       for (int64_t i = begin; i < end && finite_; ++i) {
         const WinogradBlock tiles = block(i), next = block(i + 1 < end ? i + 1 : i);
         TileLines input(next, input_, s_.H, s_.W, s_.depth * sizeof(T), s_.depth * sizeof(T));
-        transform_inputs<Scheme>(s_, tiles, 0, tiles.count, input_, zeros_, own.v, v_step_);
+        transform_inputs<Scheme>(s_, tiles, 0, tiles.count, input_, zeros_, own.v, v_step_, group_step(tiles));
         for (int64_t panel = 0; panel < s_.panels(); ++panel)
           run_panel(tiles, panel, own, i + 1 < end ? &input : nullptr);
       }
@@ -135,7 +136,8 @@ class WinogradRun {
         const WinogradBlock tiles = block(i);
         const int64_t from = most(begin, first) - first, to = least(end, first + tiles.count) - first;
         if (from < to)
-          transform_inputs<Scheme>(s_, tiles, from, to, input_, zeros_, all.v + i * kSpectrum * v_step_, v_step_);
+          transform_inputs<Scheme>(s_, tiles, from, to, input_, zeros_, all.v + i * kSpectrum * v_step_, v_step_,
+                                   group_step(tiles));
         first += tiles.count;
       }
     });
@@ -199,7 +201,7 @@ class WinogradRun {
     alignas(64) float gathered[kFewDepth * kTaps * Vec::kWidth];
     const float* taps = packed_ ? s_.taps_at(packed_, p.index, l) : gathered;
     if (!packed_) gather_taps(s_, weight_, p.index, l, count, gathered);
-    const int64_t group_step = p.tiles.count * Vec::kWidth;
+    const int64_t group_step = WinogradRun::group_step(p.tiles);
     for (int64_t i = 0; i < kPoints; ++i) {
       const float* v = p.own.v + i * kPoints * v_step_ + l / Vec::kWidth * group_step;
       const int64_t tiles = p.tiles.last_with(Scheme::has(3, i), true);
@@ -211,7 +213,7 @@ class WinogradRun {
   // M (+)= V · U at point (i, j) for input channels [l, l + count), while the floats at `next` come into the cache.
   void multiply_point(const Panel& p, int64_t i, int64_t j, int64_t l, int64_t count, const float* u, const float* next,
                       int64_t next_size) {
-    const int64_t point = i * kPoints + j, group_step = p.tiles.count * Vec::kWidth;
+    const int64_t point = i * kPoints + j, group_step = WinogradRun::group_step(p.tiles);
     const float* v = p.own.v + point * v_step_ + l / Vec::kWidth * group_step;
     float* m = p.own.m + point * m_step_;
     const WinogradRows& rows = p.schedule.with(Scheme::has(3, i), Scheme::has(3, j));

@@ -1,8 +1,9 @@
-// Winograd's 3×3 convolution of bfloat16 with stride 1 for AVX512-BF16: transforms in float32, products of bfloat16
-// pairs.
+// Winograd's 3×3 convolution of bfloat16 with stride 1, and its gradients, for AVX512-BF16: transforms in float32,
+// products of bfloat16 pairs.
 #include "vec_avx512.h"
 //
 #include "conv2d_winograd.h"
+#include "conv2d_winograd_wgrad.h"
 
 namespace pyserve {
 
@@ -13,6 +14,18 @@ void conv2d_winograd_avx512_bf16(const Conv2dProblem& p, const Conv2dArgs& args,
   if (winograd_forward<StrideOne, Bf16>(p, args, pool)) return;
   count_call(Variant::conv2d_direct_avx512_bf16);
   conv2d_direct_avx512_bf16(p, args.without_packed(), pool);
+}
+
+void conv2d_dgrad_winograd_avx512_bf16(const Conv2dProblem& p, const Conv2dDgradArgs& args, const Pool& pool) {
+  if (winograd_dgrad<Bf16>(p, args, pool)) return;
+  count_call(Variant::conv2d_dgrad_direct_avx512);
+  conv2d_dgrad_direct_avx512(p, args, pool);
+}
+
+void conv2d_wgrad_winograd_avx512_bf16(const Conv2dProblem& p, const Conv2dWgradArgs& args, const Pool& pool) {
+  if (winograd_wgrad<StrideOne>(p, args, pool)) return;
+  count_call(Variant::conv2d_wgrad_direct_avx512);
+  conv2d_wgrad_direct_avx512(p, args, pool);
 }
 
 }  // namespace pyserve

@@ -8,6 +8,9 @@
 //     Y [point][tile][columns]             expanded output gradients of a panel of output channels
 //     dU [6 × 6][width][columns]           their products, summed over tiles, for a group of C and a panel of K
 //
+// With AVX512-BF16 V and Y are of bfloat16, [point][channels / 2·width][tile][2·width], and before they are multiplied
+// the lines of two neighbouring tiles become words of one number of each, which Vec::dot sums over.
+//
 // Where all of dU is small, the tiles are cut into parts with a dU each, which threads share out. Else panels come one
 // after the other and threads share out groups, which need little memory for dU. Parts and blocks depend on the problem
 // alone: the result does not depend on the number of threads. Where it is not finite the direct kernel does it again.
@@ -22,15 +25,28 @@ namespace pyserve {
 namespace {
 
 constexpr int64_t kWgradParts = 8;
-constexpr int64_t kSumTiles = 32;            // summed before their sum is added to the total: keeps rounding small
-constexpr int64_t kPartTiles = 32;           // per block: V, Y and dU of 64 channels stay in the L2 cache
-constexpr int64_t kSmallGradient = 1 << 20;  // floats of dU that each part may have
-constexpr int64_t kSharedFloats = 5 << 20;   // of V that all threads read: it stays in the L3 cache
-constexpr int64_t kWgradPad = 80;            // floats between the points' parts: they fall into different cache sets
+constexpr int64_t kSumWords = 32;  // summed before their sum is added to the total: keeps rounding small
+constexpr int64_t kPartTiles = 32 * Vec::kPerWord;  // per block: V, Y and dU of 64 channels stay in the L2 cache
+constexpr int64_t kSmallGradient = 1 << 20;         // floats of dU that each part may have
+constexpr int64_t kSharedFloats = 5 << 20;          // of V that all threads read: it stays in the L3 cache
+constexpr int64_t kWgradPad = 80;  // floats between the points' parts: they fall into different cache sets
 
-// d[row][column] (+)= Σ_tiles a[tile][row] · b[tile][column]; rows are channels of one group.
+// Where column vector v of Y is, and how far it is to the next word: a tile, or a pair of them.
+template <int kVectors>
+struct ColumnsOfY {
+  static constexpr int64_t kNext = Vec::kPerWord == 1 ? kVectors * Vec::kWidth : Vec::kPerWord * Vec::kWidth;
+  const float* y;
+  int64_t group_step;
+  __attribute__((always_inline)) Vec load(int v) const {
+    return Vec::load(Vec::kPerWord == 1 ? y + v * Vec::kWidth
+                                        : y + v / Vec::kPerWord * group_step + v % Vec::kPerWord * Vec::kWidth);
+  }
+};
+
+// d[row][column] (+)= Σ_words a[word][row] · b[word][column]; rows are channels of one group.
 template <int kRows, int kVectors>
-__attribute__((noinline)) void add_products(int64_t tiles, const float* a, const float* b, float* d, bool first) {
+__attribute__((noinline)) void add_products(int64_t words, const float* a, ColumnsOfY<kVectors> b, float* d,
+                                            bool first) {
   constexpr int kWidth = Vec::kWidth, kColumns = kVectors * kWidth;
   Vec sum[kRows][kVectors];
 #pragma GCC unroll 16
@@ -38,15 +54,15 @@ __attribute__((noinline)) void add_products(int64_t tiles, const float* a, const
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) sum[r][v] = Vec::zero();
 #pragma GCC unroll 4
-  for (int64_t t = 0; t < tiles; ++t, a += kWidth, b += kColumns) {
+  for (int64_t t = 0; t < words; ++t, a += kWidth * Vec::kPerWord, b.y += b.kNext) {
     Vec column[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) column[v] = Vec::load(b + v * kWidth);
+    for (int v = 0; v < kVectors; ++v) column[v] = b.load(v);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const Vec value = Vec::set(a[r]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v].fma(value, column[v]);
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v].dot(value, column[v]);
     }
   }
 #pragma GCC unroll 16
@@ -60,23 +76,39 @@ __attribute__((noinline)) void add_products(int64_t tiles, const float* a, const
 
 // All channels of one group, in register tiles of about equal height.
 template <int kVectors, int kPart = 0>
-void add_group(int64_t tiles, const float* a, const float* b, float* d, bool first) {
+void add_group(int64_t words, const float* a, ColumnsOfY<kVectors> b, float* d, bool first) {
   constexpr int kParts = (Vec::kWidth + Vec::rows(kVectors) - 1) / Vec::rows(kVectors);
   constexpr int kFirst = Vec::kWidth * kPart / kParts, kRows = Vec::kWidth * (kPart + 1) / kParts - kFirst;
-  add_products<kRows, kVectors>(tiles, a + kFirst, b, d + kFirst * kVectors * Vec::kWidth, first);
-  if constexpr (kPart + 1 < kParts) add_group<kVectors, kPart + 1>(tiles, a, b, d, first);
+  add_products<kRows, kVectors>(words, a + kFirst, b, d + kFirst * kVectors * Vec::kWidth, first);
+  if constexpr (kPart + 1 < kParts) add_group<kVectors, kPart + 1>(words, a, b, d, first);
 }
 
 template <int kVectors = 1>
-void add_group_of(int64_t vectors, int64_t tiles, const float* a, const float* b, float* d, bool first) {
-  if (vectors == kVectors) return add_group<kVectors>(tiles, a, b, d, first);
-  if constexpr (kVectors < Vec::kMostVectors) add_group_of<kVectors + 1>(vectors, tiles, a, b, d, first);
+void add_group_of(int64_t vectors, int64_t words, const float* a, const float* y, int64_t y_group_step, float* d,
+                  bool first) {
+  if (vectors == kVectors) return add_group<kVectors>(words, a, {y, y_group_step}, d, first);
+  if constexpr (kVectors < Vec::kMostVectors) add_group_of<kVectors + 1>(vectors, words, a, y, y_group_step, d, first);
+}
+
+// Lines of tiles, 2·width channels each, to words of two neighbouring tiles: their first line has those of the first
+// `width` channels, their second the others'. Tiles outside of [first, last) count as zeros. Where words are floats
+// there is nothing to do.
+template <class PairVec = Vec>
+void pair_tiles(float* lines, int64_t first, int64_t last) {
+  if constexpr (PairVec::kPerWord == 2)
+    for (int64_t t = first / 2 * 2; t < last; t += 2) {
+      float* line = lines + t * Vec::kWidth;
+      const Vec even = t < first ? Vec::zero() : Vec::load(line);
+      const Vec odd = t + 1 < last ? Vec::load(line + Vec::kWidth) : Vec::zero();
+      PairVec::interleaved(even, odd, 0).store(line);
+      PairVec::interleaved(even, odd, 1).store(line + Vec::kWidth);
+    }
 }
 
 // One vector of channels of a tile's output gradient, expanded: y[point · y_step].
 template <class Scheme, int kHeight, int kWidth, bool kPartial, class T>
-__attribute__((always_inline)) inline void expand_vector(const T* const* pixel, int64_t column, int64_t n, float* y,
-                                                         int64_t y_step) {
+__attribute__((always_inline)) inline void expand_vector(const T* const* pixel, int64_t column, int64_t n,
+                                                         Vec::Factor* y, int64_t y_step) {
   constexpr int kPoints = Scheme::kPoints;
   Vec half[kPoints * kWidth];
 #pragma GCC unroll 4
@@ -103,6 +135,7 @@ __attribute__((always_inline)) inline void expand_vector(const T* const* pixel, 
 template <class Scheme, class T>
 class WinogradWgrad {
   static constexpr int64_t kPoints = Scheme::kPoints, kSpectrum = kPoints * kPoints, kUnits = kWeights * kWeights;
+  static constexpr int64_t kGroup = Vec::kWidth * Vec::kPerWord;  // channels of a line of V
 
  public:
   WinogradWgrad(const Conv2dProblem& p, const Conv2dWgradArgs& args, const Pool& pool)
@@ -111,11 +144,11 @@ class WinogradWgrad {
         grad_(static_cast<const T*>(args.grad)),
         dw_(static_cast<T*>(args.dw)),
         pool_(pool),
-        zeros_(zero_row<T>(pool, most(s_.groups() * Vec::kWidth, s_.padded()))),
+        zeros_(zero_row<T>(pool, most(s_.groups() * kGroup, s_.padded()))),
         by_part_(gradient_size() <= kSmallGradient),
         blocks_(ceil_div(s_.map.tiles(), by_part_ ? kPartTiles : kMostTiles)),
-        v_step_(s_.groups() * Vec::kWidth * ceil_div(s_.map.tiles(), blocks_) + kWgradPad),
-        y_step_(kMostColumns * ceil_div(s_.map.tiles(), blocks_) + kWgradPad) {}
+        v_step_(s_.groups() * group_step(ceil_div(s_.map.tiles(), blocks_)) + kWgradPad),
+        y_step_(kMostColumns / Vec::kWidth * group_step(ceil_div(s_.map.tiles(), blocks_)) + kWgradPad) {}
 
   // Whether the gradient is finite.
   bool run() {
@@ -124,13 +157,16 @@ class WinogradWgrad {
   }
 
  private:
-  int64_t gradient_size() const { return kUnits * s_.groups() * Vec::kWidth * s_.padded(); }
+  int64_t groups() const { return ceil_div(s_.depth, Vec::kWidth); }
+  int64_t gradient_size() const { return kUnits * groups() * Vec::kWidth * s_.padded(); }
   int64_t v_size() const { return kSpectrum * v_step_; }
   int64_t y_size() const { return kSpectrum * y_step_; }
+  // Floats from one group's lines to the next's; with pairs the number of lines is even.
+  static int64_t group_step(int64_t tiles) { return ceil_div(tiles, Vec::kPerWord) * kGroup; }
   int64_t width(int64_t panel) const { return s_.first_column(panel + 1) - s_.first_column(panel); }
   // dU [panel][group][6 × 6][width of a group][columns]: what one square of channels sums up is in one place.
   int64_t square_at(int64_t panel, int64_t group) const {
-    return kUnits * Vec::kWidth * (s_.groups() * s_.first_column(panel) + group * width(panel));
+    return kUnits * Vec::kWidth * (groups() * s_.first_column(panel) + group * width(panel));
   }
   WinogradBlock block(int64_t i) const {
     const int64_t tiles = s_.map.tiles(), first = tiles * i / blocks_;
@@ -150,19 +186,23 @@ class WinogradWgrad {
       }
     });
     if (parts > 1) add_parts(du, parts, gradient_size(), du, pool_);
-    pool_(panels * s_.groups(), 1, [&](int64_t begin, int64_t end) {
+    pool_(panels * groups(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
-        finish_square(i / s_.groups(), i % s_.groups(), du + square_at(i / s_.groups(), i % s_.groups()));
+        finish_square(i / groups(), i % groups(), du + square_at(i / groups(), i % groups()));
     });
   }
 
   // All that one block adds to dU.
   void add_block(const WinogradBlock& tiles, float* v, float* y, float* du, bool first) const {
-    transform_inputs<Scheme>(s_, tiles, 0, tiles.count, x_, zeros_, v, v_step_);
+    transform_inputs<Scheme>(s_, tiles, 0, tiles.count, x_, zeros_, v, v_step_, group_step(tiles.count));
+    for (int64_t point = 0; point < kSpectrum; ++point) pair_point(tiles, point, v + point * v_step_, s_.groups());
     for (int64_t panel = 0; panel < s_.panels(); ++panel) {
-      expand_outputs(tiles, panel, 0, tiles.count, y + panel * y_size());
-      for (int64_t group = 0; group < s_.groups(); ++group)
-        add_square(tiles, v, y + panel * y_size(), panel, group, du + square_at(panel, group), first);
+      float* const expanded = y + panel * y_size();
+      expand_outputs(tiles, panel, 0, tiles.count, expanded);
+      for (int64_t point = 0; point < kSpectrum; ++point)
+        pair_point(tiles, point, expanded + point * y_step_, ceil_div(width(panel), kGroup));
+      for (int64_t group = 0; group < groups(); ++group)
+        add_square(tiles, v, expanded, panel, group, du + square_at(panel, group), first);
     }
   }
 
@@ -172,17 +212,19 @@ class WinogradWgrad {
     const bool at_once = at_a_time == blocks_;
     float *v = allocate_floats(pool_, at_a_time * v_size()), *y = allocate_floats(pool_, at_a_time * y_size());
     const int64_t square = kUnits * Vec::kWidth * kMostColumns;
-    float* du = allocate_floats(pool_, at_once ? pool_.workers(s_.groups()) * square : gradient_size());
+    float* du = allocate_floats(pool_, at_once ? pool_.workers(groups()) * square : gradient_size());
     for (int64_t first = 0; first < blocks_; first += at_a_time) {
       const int64_t last = least(blocks_, first + at_a_time);
       for_each_tile(first, last, [&](const WinogradBlock& tiles, int64_t i, int64_t begin, int64_t end) {
-        transform_inputs<Scheme>(s_, tiles, begin, end, x_, zeros_, v + i * v_size(), v_step_);
+        transform_inputs<Scheme>(s_, tiles, begin, end, x_, zeros_, v + i * v_size(), v_step_, group_step(tiles.count));
       });
+      pair_blocks(first, last, v, v_step_, s_.groups());
       for (int64_t panel = 0; panel < s_.panels(); ++panel) {
         for_each_tile(first, last, [&](const WinogradBlock& tiles, int64_t i, int64_t begin, int64_t end) {
           expand_outputs(tiles, panel, begin, end, y + i * y_size());
         });
-        pool_.share(s_.groups(), [&](int64_t worker, int64_t begin, int64_t end) {
+        pair_blocks(first, last, y, y_step_, ceil_div(width(panel), kGroup));
+        pool_.share(groups(), [&](int64_t worker, int64_t begin, int64_t end) {
           for (int64_t group = begin; group < end; ++group) {
             float* sums = du + (at_once ? worker * square : square_at(panel, group));
             for (int64_t i = first; i < last; ++i)
@@ -207,6 +249,28 @@ class WinogradWgrad {
     });
   }
 
+  // One point's lines of a block in V or Y.
+  static void pair_point(const WinogradBlock& tiles, int64_t point, float* lines, int64_t groups) {
+    const bool three_rows = Scheme::has(3, point / kPoints), three_columns = Scheme::has(3, point % kPoints);
+    const int64_t first = tiles.first_with(three_rows, three_columns),
+                  last = tiles.last_with(three_rows, three_columns);
+    for (int64_t group = 0; group < groups; ++group) pair_tiles(lines + group * group_step(tiles.count), first, last);
+  }
+  // Those of blocks [first, last), whose points are `step` apart.
+  void pair_blocks(int64_t first, int64_t last, float* lines, int64_t step, int64_t groups) const {
+    if (Vec::kPerWord == 1) return;
+    pool_((last - first) * kSpectrum, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        pair_point(block(first + i / kSpectrum), i % kSpectrum, lines + i * step, groups);
+    });
+  }
+
+  Vec::Factor* y_at(float* y, int64_t tiles, int64_t tile, int64_t columns, int64_t column) const {
+    if (Vec::kPerWord == 1) return reinterpret_cast<Vec::Factor*>(y + tile * columns + column);
+    return reinterpret_cast<Vec::Factor*>(y + column / kGroup * group_step(tiles) + tile * Vec::kWidth) +
+           column % kGroup;
+  }
+
   // Tiles [begin, end) of a block, one panel of channels, into Y.
   void expand_outputs(const WinogradBlock& tiles, int64_t panel, int64_t begin, int64_t end, float* y) const {
     const int64_t first = s_.first_column(panel), columns = width(panel);
@@ -223,11 +287,11 @@ class WinogradWgrad {
         constexpr int kHeight = decltype(height_of)::value, kWidth = decltype(width_of)::value;
         for (int64_t column = 0; column < columns; column += Vec::kWidth) {
           const int64_t n = s_.columns - first - column;
-          float* to = y + b * columns + column;
+          Vec::Factor* const to = y_at(y, tiles.count, b, columns, column);
           if (n < Vec::kWidth)
-            expand_vector<Scheme, kHeight, kWidth, true>(pixel, first + column, n, to, y_step_);
+            expand_vector<Scheme, kHeight, kWidth, true>(pixel, first + column, n, to, y_step_ * Vec::kPerWord);
           else
-            expand_vector<Scheme, kHeight, kWidth, false>(pixel, first + column, n, to, y_step_);
+            expand_vector<Scheme, kHeight, kWidth, false>(pixel, first + column, n, to, y_step_ * Vec::kPerWord);
         }
       });
     }
@@ -236,18 +300,21 @@ class WinogradWgrad {
   // A square of dU, a group of input channels × a panel of output channels, (+)= the products of a block's tiles.
   void add_square(const WinogradBlock& tiles, const float* v, const float* y, int64_t panel, int64_t group,
                   float* square, bool first) const {
-    const int64_t columns = width(panel);
+    const int64_t columns = width(panel), vectors = columns / Vec::kWidth, step = group_step(tiles.count);
+    const float* const of_group = v + group / Vec::kPerWord * step + group % Vec::kPerWord * Vec::kWidth;
+    const int64_t y_word = Vec::kPerWord == 1 ? columns : kGroup;
     for (int64_t i = 0; i < kPoints; ++i)
       for (int64_t j = 0; j < kPoints; ++j) {
         const int wi = Scheme::weight_of(i), wj = Scheme::weight_of(j);
-        const int64_t point = i * kPoints + j, last = tiles.last_with(Scheme::has(3, i), Scheme::has(3, j));
+        const bool three_rows = Scheme::has(3, i), three_columns = Scheme::has(3, j);
+        const int64_t point = i * kPoints + j,
+                      last = ceil_div(tiles.last_with(three_rows, three_columns), Vec::kPerWord);
         float* sums = square + (wi * kWeights + wj) * Vec::kWidth * columns;
         bool fresh = first && i == wi && j == wj;
-        for (int64_t row = tiles.first_with(Scheme::has(3, i), Scheme::has(3, j)); fresh || row < last;
-             row += kSumTiles, fresh = false)
-          add_group_of(columns / Vec::kWidth, least(kSumTiles, last - row),
-                       v + point * v_step_ + (group * tiles.count + row) * Vec::kWidth,
-                       y + point * y_step_ + row * columns, sums, fresh);
+        for (int64_t word = tiles.first_with(three_rows, three_columns) / Vec::kPerWord; fresh || word < last;
+             word += kSumWords, fresh = false)
+          add_group_of(vectors, least(kSumWords, last - word), of_group + point * v_step_ + word * kGroup,
+                       y + point * y_step_ + word * y_word, step, sums, fresh);
       }
   }
 
@@ -315,8 +382,8 @@ class WinogradWgrad {
 // Whether dw is finite.
 template <class Scheme>
 bool winograd_wgrad(const Conv2dProblem& p, const Conv2dWgradArgs& args, const Pool& pool) {
-  return p.dtype == DType::f32 ? WinogradWgrad<Scheme, float>(p, args, pool).run()
-                               : WinogradWgrad<Scheme, Bf16>(p, args, pool).run();
+  if (Vec::kPerWord == 1 && p.dtype == DType::f32) return WinogradWgrad<Scheme, float>(p, args, pool).run();
+  return WinogradWgrad<Scheme, Bf16>(p, args, pool).run();
 }
 
 }  // namespace

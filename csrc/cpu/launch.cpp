@@ -1,8 +1,11 @@
 // The CPU implementations of the operators, and ATen for devices that have none.
+#include <exception>
+
 #include "../chain.h"
 #include "../launch_batch_norm.h"
 #include "../pixels.h"
 #include "../workspace.h"
+#include "team.h"
 
 namespace pyserve {
 namespace {
@@ -11,12 +14,41 @@ void run_on_torch_pool(int64_t n, int64_t grain, Pool::Body body, void* context)
   torch::stable::parallel_for(0, n, grain, [=](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
-void* allocate_workspace(void* owner, int64_t size_bytes) {
-  return static_cast<Workspace*>(owner)->allocate(size_bytes);
-}
+// What a call's kernels run with.
+struct Call {
+  Workspace workspace;
+  Team* team = nullptr;  // of a call with many loops
 
-Pool pool_with(Workspace& workspace) {
-  return {run_on_torch_pool, allocate_workspace, &workspace, static_cast<int64_t>(torch::stable::get_num_threads())};
+  Pool pool() { return {run, allocate, this, static_cast<int64_t>(torch::stable::get_num_threads())}; }
+
+ private:
+  static void run(void* owner, int64_t n, int64_t grain, Pool::Body body, void* context) {
+    Team* const team = static_cast<Call*>(owner)->team;
+    team ? team->run(n, grain, body, context) : run_on_torch_pool(n, grain, body, context);
+  }
+  static void* allocate(void* owner, int64_t size_bytes) {
+    return static_cast<Call*>(owner)->workspace.allocate(size_bytes);
+  }
+};
+
+// Calls f(pool) with the threads of PyTorch's pool as one team.
+template <class F>
+void with_team(Call& call, F&& f) {
+  const Pool pool = call.pool();
+  if (pool.threads == 1) return f(pool);
+  Team team(pool.threads);
+  call.team = &team;
+  std::exception_ptr error;  // PyTorch's loop would tell its caller no more than that there was one
+  torch::stable::parallel_for(0, pool.threads, 1, [&](int64_t member, int64_t) {
+    if (member > 0) return team.help(member);
+    try {
+      f(pool);
+    } catch (...) {
+      error = std::current_exception();
+    }
+    team.dismiss();
+  });
+  if (error) std::rethrow_exception(error);
 }
 
 struct Cpu {
@@ -32,8 +64,8 @@ struct Cpu {
 
   template <Op op>
   static void run(const ProblemOf<op>& problem, const ArgsOf<op>& args, const Tensor&) {
-    Workspace workspace;
-    run_cpu<op>(problem, args, pool_with(workspace));
+    Call call;
+    run_cpu<op>(problem, args, call.pool());
   }
 };
 
@@ -66,9 +98,8 @@ Tensor conv2d_pack(const Tensor& weight, int64_t variant, Ints x, Ints stride, I
   const int64_t size = packing ? packing->size(p) : 0;
   Tensor packed = torch::stable::empty(Ints{size}, ScalarType::Float);
   if (size == 0) return packed;
-  Workspace workspace;
-  packing->pack(p, channels_last(weight).const_data_ptr(), static_cast<float*>(packed.mutable_data_ptr()),
-                pool_with(workspace));
+  Call call;
+  packing->pack(p, channels_last(weight).const_data_ptr(), static_cast<float*>(packed.mutable_data_ptr()), call.pool());
   return packed;
 }
 
@@ -81,10 +112,10 @@ Tensor launch_normalize_pixels(const Tensor& pixels, const Tensor& table) {
   const PixelsProblem p{sizes[0],   sizes[2],   sizes[3],   strides[0],
                         strides[1], strides[2], strides[3], *kernel_dtype(dtype_name(table.scalar_type()))};
   const Tensor dense = torch::stable::contiguous(table);
-  Workspace workspace;
+  Call call;
   normalize_pixels(p,
                    {static_cast<const uint8_t*>(pixels.const_data_ptr()), dense.const_data_ptr(), y.mutable_data_ptr()},
-                   pool_with(workspace));
+                   call.pool());
   return y;
 }
 
@@ -119,8 +150,11 @@ std::vector<Tensor> run_chain(std::vector<Tensor> inputs, std::vector<Tensor> co
     STD_TORCH_CHECK(constant.is_contiguous(), "run_chain: a constant is not contiguous");
     weights.push_back({constant.const_data_ptr(), constant.numel()});
   }
-  Workspace values, scratch;
-  chain.run(in, out, weights, values.allocate(chain.workspace_bytes), pool_with(scratch), [&] { scratch.reset(); });
+  Workspace values;
+  void* const memory = values.allocate(chain.workspace_bytes);
+  Call call;
+  with_team(call,
+            [&](const Pool& pool) { chain.run(in, out, weights, memory, pool, [&] { call.workspace.reset(); }); });
   return outputs;
 }
 

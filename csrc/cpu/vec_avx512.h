@@ -49,6 +49,14 @@ struct Vec {
     const __m512i low = _mm512_cvtepu16_epi32(first.narrow()), high = _mm512_cvtepu16_epi32(second.narrow());
     return {_mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)))};
   }
+  // Of two registers of bfloat16 the first or second half of each, as words of one of either.
+  static Vec interleaved(Vec a, Vec b, int half) {
+    const __m512i steps = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i from_a = _mm512_add_epi32(steps, _mm512_set1_epi32(16 * half));
+    const __m512i from_b = _mm512_slli_epi32(_mm512_add_epi32(from_a, _mm512_set1_epi32(32)), 16);
+    const __m512i order = _mm512_or_si512(from_a, from_b);
+    return {_mm512_castsi512_ps(_mm512_permutex2var_epi16(_mm512_castps_si512(a.v), order, _mm512_castps_si512(b.v)))};
+  }
 #else
   using Factor = float;
   static constexpr int kPerWord = 1;

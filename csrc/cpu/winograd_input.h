@@ -68,11 +68,10 @@ void transform_input_tile(const InputTile<Scheme, T>& t, int64_t depth, float* v
   }
 }
 
-// Tiles [begin, end) of a block into its V.
+// Tiles [begin, end) of a block into its V, whose groups of channels are `group_step` apart.
 template <class Scheme, class T>
 void transform_inputs(const WinogradShape& s, const WinogradBlock& block, int64_t begin, int64_t end, const T* input,
-                      const T* zeros, float* v, int64_t v_step) {
-  const int64_t group_step = block.count * Vec::kWidth;
+                      const T* zeros, float* v, int64_t v_step, int64_t group_step) {
   for (int64_t b = begin; b < end; ++b) {
     const InputTile<Scheme, T> from(s, input, zeros, block.tile[b]);
     float* to = v + b * Vec::kWidth;

@@ -20,16 +20,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyserve.kernels import VariantInfo
 from tests.kernels.cases import Case
 
 WINOGRAD = ("winograd", "polyphase", "stem")  # algorithms whose transforms round
-ROUNDED_FACTORS = ("conv2d_winograd_avx512_bf16", "conv2d_polyphase_avx512_bf16")  # to bfloat16, once transformed
 BOUNDS = {"none": (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 _SUM_EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-23, torch.float16: 2.0**-23, torch.float64: 2.0**-52}
 _STORE_EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float64: 2.0**-52}
 _LEAST = {torch.float16: 2.0**-24}  # float16 has no exponents for what is smaller
 _PAIRS_NORM = 2.0**-6
 _SHORT_SUM = 3e-7  # relative error of a few hundred products' sum; the ratio of two smaller ones tells nothing
+
+
+def rounds_factors(variant: VariantInfo) -> bool:
+    """Whether what it multiplies is rounded to bfloat16, once transformed."""
+    return variant.algorithm in WINOGRAD and variant.needs == "avx512_bf16"
 
 
 @dataclass

@@ -119,7 +119,7 @@ def test_whatever_the_layout_and_the_number_of_threads() -> None:
     threads = torch.get_num_threads()
     outputs = []
     try:
-        for count in (1, 2, 3):
+        for count in (1, 2, 3, 16):
             torch.set_num_threads(count)
             outputs.append(chained(fused, x.contiguous(memory_format=torch.channels_last)))
             outputs.append(chained(fused, x))

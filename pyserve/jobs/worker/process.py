@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 EXIT_STALE = 3  # somebody else has the job, or nobody should
 EXIT_ORPHANED = 4  # the server is gone
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _OOM_SCORE_ADJ = 500  # of -1000 (never killed) to 1000 (first)
 
 
@@ -78,6 +79,7 @@ def main(argv: list[str]) -> int:
     _die_with_parent()
     stand_back(order.nice)
     _die_before_the_server()
+    keep_freed_memory()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     with _alone(order):
         store = JobStore(order.store_path)
@@ -187,6 +189,18 @@ def _die_before_the_server() -> None:
     """On Linux: where memory runs out, be the one that the system kills; a job can be resumed."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE_ADJ))
+
+
+def keep_freed_memory() -> None:
+    """With glibc: what was freed stays the process's, for what it allocates next.
+
+    A training step takes and frees hundreds of megabytes. Returned to the system each time, as large blocks are by
+    default, they come back as pages to be zeroed, which took a quarter to a third of a step's time.
+    """
+    with suppress(AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 @contextmanager

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import re
 import sqlite3
 import subprocess
@@ -76,3 +77,19 @@ def test_standing_back_counts_against_other_sessions_too(nice: int) -> None:
     own, group = done.stdout.split()
     assert int(own) == min(os.getpriority(os.PRIO_PROCESS, 0) + nice, 19)
     assert group in (str(nice), "none")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told")
+@pytest.mark.parametrize("keeps", [True, False])
+def test_freed_memory_comes_without_new_pages(keeps: bool) -> None:
+    code = (
+        "import resource, numpy as np; from pyserve.jobs.worker.process import keep_freed_memory;"
+        f"{'keep_freed_memory()' if keeps else ''}\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    np.full(64 << 20, 1, np.uint8)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "faults(); print(faults())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (int(done.stdout) < 10) == keeps  # of 16,384 pages, or of 32 huge ones

@@ -110,7 +110,7 @@ class Values {
 std::vector<Guarded> scratch;
 
 // As many threads as Pool promises, one after the other, in the order that shows most: the last range first.
-void run_in_two(int64_t n, int64_t grain, Pool::Body body, void* context) {
+void run_in_two(void*, int64_t n, int64_t grain, Pool::Body body, void* context) {
   const int64_t half = n > grain ? n / 2 : n;
   if (half < n) body(context, half, n);
   if (half > 0) body(context, 0, half);
