@@ -233,7 +233,17 @@ def test_lr_find_shows_every_suggestion(fake: FakeServer, run: Run) -> None:
         ],
         diverged=True,
     )
-    spec = jobs_pb2.FindLearningRateSpec(training=jobs_pb2.TrainSpec(dataset="datasets/x"))
+    training = jobs_pb2.TrainSpec(
+        dataset="datasets/x",
+        architecture="whitenednet",
+        batch_size=512,
+        alternate_flips=False,
+        image_size=40,
+        schedule="constant",
+        epochs=5,
+        max_shift=0.0625,
+    )
+    spec = jobs_pb2.FindLearningRateSpec(training=training)
     fake.end = jobs_pb2.Job(
         name="jobs/x", state=jobs_pb2.SUCCEEDED, find_learning_rate=spec, learning_rate_result=result
     )
@@ -242,7 +252,12 @@ def test_lr_find_shows_every_suggestion(fake: FakeServer, run: Run) -> None:
     assert "1.00e-02" in done.out
     assert "← recommended" in done.out
     assert "the curve has no slide" in done.out
-    assert "pyserve train datasets/x --lr-from jobs/x" in done.err
+    options = done.err.split("pyserve train datasets/x ")[1].split()
+    assert options[-2:] == ["--lr-from", "jobs/x"]
+    differing = {"--architecture whitenednet", "--no-alternate-flips", "--image-size 40", "--schedule constant"}
+    told = " ".join(options[:-2])
+    assert all(option in told for option in differing)
+    assert len(options[:-2]) == sum(len(option.split()) for option in differing)
 
 
 def test_artifacts_are_saved_under_their_own_names_only(fake: FakeServer, run: Run, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pyserve.cli import exits
+from pyserve.cli.options import options_of
 from pyserve.cli.output import (
     Address,
     AsJson,
@@ -217,7 +219,8 @@ def _show_suggestions(job: jobs_pb2.Job) -> None:
     print_table(("rule", "learning rate", "spread", ""), rows)
     if not result.diverged:
         note("The loss did not diverge before the last rate: a higher --end-lr may show more.")
-    note(f"Train with it: pyserve train {_dataset(job)} --lr-from {job.name}")
+    options = [*options_of(training_of(job)), "--lr-from", job.name]
+    note(f"Train with it: pyserve train {_dataset(job)} {shlex.join(options)}")
 
 
 def _tell_state(job: jobs_pb2.Job, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Options made from a spec's fields: the pydantic model is the one list of them.
+"""Options made from a spec's fields, and the other way round: the pydantic model is the one list of them.
 
 Values go to `pyserve.spec.parse` as they are, so that a wrong one gets the same sentence here as from the server.
 """
@@ -12,9 +12,13 @@ from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from google.protobuf.json_format import MessageToDict
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+
+from pyserve.spec import TrainSpec
+from pyserve.v1 import jobs_pb2
 
 
 def spec_options(*models: type[BaseModel], leave_out: Collection[str]) -> Callable[[Callable[..., None]], Any]:
@@ -47,6 +51,25 @@ def spec_options(*models: type[BaseModel], leave_out: Collection[str]) -> Callab
         return call
 
     return decorate
+
+
+def options_of(training: jobs_pb2.TrainSpec) -> list[str]:
+    """The options of `pyserve train` that ask for this training: what differs from its network's defaults."""
+    given = {
+        name: value
+        for name, value in MessageToDict(training, preserving_proto_field_name=True).items()
+        if name in TrainSpec.model_fields and name != "dataset"
+    }
+    asked = {name: given[name] for name in ("architecture", "weights") if given.get(name)}
+    usual = TrainSpec(dataset="datasets/any", **asked)
+    words: list[str] = []
+    for name, value in given.items():
+        default = TrainSpec.model_fields[name].default if name in asked else getattr(usual, name)
+        if value == default:
+            continue
+        flag = name.replace("_", "-")
+        words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return words
 
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
