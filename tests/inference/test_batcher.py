@@ -121,7 +121,9 @@ def test_thousands_of_tagged_requests_get_their_own_answers() -> None:
                 answered += 1
         assert made.unanswered() == (0, 0)
     assert answered > 2000
-    assert {len(batch) for batch in model.batches} >= {1, 4}
+    sizes = {len(batch) for batch in model.batches}
+    assert len(sizes) > 1
+    assert max(sizes) == 4
     figures = model.statistics.snapshot()
     assert figures.success.count == answered
     assert figures.failure.count == len(asked) - answered
