@@ -152,8 +152,8 @@ CASES: dict[str, Callable[[bool, int, int], Row]] = {
     "cats-dogs-transfer": partial(transfer, "cats-dogs"),
     "cats-dogs-oxford-transfer": partial(transfer, "cats-dogs-oxford"),
     "cats-dogs-scratch": cats_dogs_scratch,
-    "cifar10": partial(cifar10, 13),
-    "cifar10-longer": partial(cifar10, 26),
+    "cifar10": partial(cifar10, 12),
+    "cifar10-longer": partial(cifar10, 24),
 }
 
 
