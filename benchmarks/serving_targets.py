@@ -62,4 +62,4 @@ def _line(target: str, value: Any, wanted: str, bound: float, *, at_least: bool 
     if not value and value != 0:
         return {"target": target, "wanted": wanted, "measured": "not measured", "verdict": "not measured"}
     met = value >= bound if at_least else value < bound if wanted.startswith("<") else value <= bound
-    return {"target": target, "wanted": wanted, "measured": f"{value:.3g}", "verdict": "met" if met else "missed"}
+    return {"target": target, "wanted": wanted, "measured": f"{value:.4g}", "verdict": "met" if met else "missed"}

@@ -32,7 +32,7 @@ def rows(**changed: Any) -> list[Any]:
 def test_all_met() -> None:
     found = verdicts(rows())
     assert [line["verdict"] for line in found] == ["met"] * 6
-    assert [line["measured"] for line in found] == ["0.92", "3.01", "1.8", "0.99", "1.5", "49"]
+    assert [line["measured"] for line in found] == ["0.92", "3.007", "1.804", "0.9901", "1.5", "49"]
 
 
 def test_what_is_missed_is_said() -> None:
