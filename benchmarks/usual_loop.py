@@ -31,6 +31,7 @@ from pictures import DATA, MOBILENET
 from pyserve import kernels, models
 from pyserve._torchvision import torchvision
 from pyserve.data.folder import ScanOptions, scan
+from pyserve.jobs.worker.process import keep_freed_memory
 from pyserve.models.registry import IMAGENET_MEAN, IMAGENET_STD
 from pyserve.spec import TrainSpec
 from pyserve.training.callbacks import EpochInfo, Silent
@@ -187,6 +188,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of ours")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as a training job does
     size, epochs = (64, 1) if options.quick else (options.size, options.epochs)
     rows: list[Row] = []
     told = []
