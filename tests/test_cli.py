@@ -241,6 +241,7 @@ def test_lr_find_shows_every_suggestion(fake: FakeServer, run: Run) -> None:
         image_size=40,
         schedule="constant",
         epochs=5,
+        seed=0,
         max_shift=0.0625,
     )
     spec = jobs_pb2.FindLearningRateSpec(training=training)

@@ -17,7 +17,7 @@ void conv2d_polyphase_avx512_bf16(const Conv2dProblem& p, const Conv2dArgs& args
 }
 
 void conv2d_wgrad_polyphase_avx512_bf16(const Conv2dProblem& p, const Conv2dWgradArgs& args, const Pool& pool) {
-  if (winograd_wgrad<StrideTwo>(p, args, pool)) return;
+  if (winograd_wgrad<StrideTwo, Bf16>(p, args, pool)) return;
   count_call(Variant::conv2d_wgrad_direct_avx512);
   conv2d_wgrad_direct_avx512(p, args, pool);
 }

@@ -23,7 +23,7 @@ void conv2d_dgrad_winograd_avx512_bf16(const Conv2dProblem& p, const Conv2dDgrad
 }
 
 void conv2d_wgrad_winograd_avx512_bf16(const Conv2dProblem& p, const Conv2dWgradArgs& args, const Pool& pool) {
-  if (winograd_wgrad<StrideOne>(p, args, pool)) return;
+  if (winograd_wgrad<StrideOne, Bf16>(p, args, pool)) return;
   count_call(Variant::conv2d_wgrad_direct_avx512);
   conv2d_wgrad_direct_avx512(p, args, pool);
 }

@@ -380,10 +380,15 @@ class WinogradWgrad {
 };
 
 // Whether dw is finite.
+template <class Scheme, class T>
+bool winograd_wgrad(const Conv2dProblem& p, const Conv2dWgradArgs& args, const Pool& pool) {
+  return WinogradWgrad<Scheme, T>(p, args, pool).run();
+}
+
 template <class Scheme>
 bool winograd_wgrad(const Conv2dProblem& p, const Conv2dWgradArgs& args, const Pool& pool) {
-  if (Vec::kPerWord == 1 && p.dtype == DType::f32) return WinogradWgrad<Scheme, float>(p, args, pool).run();
-  return WinogradWgrad<Scheme, Bf16>(p, args, pool).run();
+  return p.dtype == DType::f32 ? winograd_wgrad<Scheme, float>(p, args, pool)
+                               : winograd_wgrad<Scheme, Bf16>(p, args, pool);
 }
 
 }  // namespace

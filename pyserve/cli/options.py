@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
-from google.protobuf.json_format import MessageToDict
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -55,11 +54,8 @@ def spec_options(*models: type[BaseModel], leave_out: Collection[str]) -> Callab
 
 def options_of(training: jobs_pb2.TrainSpec) -> list[str]:
     """The options of `pyserve train` that ask for this training: what differs from its network's defaults."""
-    given = {
-        name: value
-        for name, value in MessageToDict(training, preserving_proto_field_name=True).items()
-        if name in TrainSpec.model_fields and name != "dataset"
-    }
+    fields = {field.name: value for field, value in training.ListFields()}
+    given = {name: fields[name] for name in TrainSpec.model_fields if name in fields and name != "dataset"}
     asked = {name: given[name] for name in ("architecture", "weights") if given.get(name)}
     usual = TrainSpec(dataset="datasets/any", **asked)
     words: list[str] = []
